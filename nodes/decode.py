@@ -1,0 +1,26 @@
+"""VGT Decode."""
+
+from comfy_api.latest import io
+
+from . import host
+
+
+class VGTDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VGTDecode",
+            display_name="VGT Decode",
+            category="VGT",
+            description="Turns VGT latents back into images.",
+            inputs=[
+                io.Latent.Input("samples", tooltip="A VGT latent, from VGT AR Sampler or VGT Encode."),
+                io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
+            ],
+            outputs=[io.Image.Output(tooltip="The images, 28 pixels for every token.")],
+        )
+
+    @classmethod
+    def execute(cls, samples, vae) -> io.NodeOutput:
+        host.require_vgt_vae(vae)
+        return io.NodeOutput(vae.decode(samples["samples"]))

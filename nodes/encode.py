@@ -1,0 +1,35 @@
+"""VGT Encode."""
+
+from comfy_api.latest import io
+
+from . import host
+
+FITS = ("crop", "pad", "stretch")
+
+
+class VGTEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VGTEncode",
+            display_name="VGT Encode",
+            category="VGT",
+            description="Turns images into VGT latents: 32 channels for every 28x28 pixels.",
+            inputs=[
+                io.Image.Input("image", tooltip="The images to encode."),
+                io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
+                io.Combo.Input(
+                    "fit",
+                    options=list(FITS),
+                    default="crop",
+                    tooltip="What to do when a side is not a multiple of 28: crop cuts the edges, pad repeats the "
+                    "last pixels, stretch resizes to the nearest multiple.",
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The latent, [B, 32, H/28, W/28].")],
+        )
+
+    @classmethod
+    def execute(cls, image, vae, fit) -> io.NodeOutput:
+        host.require_vgt_vae(vae)
+        return io.NodeOutput({"samples": vae.encode(host.fit_to_tokens(image, fit)[:, :, :, :3])})

@@ -1,0 +1,282 @@
+"""Everything that touches comfy.*: model folders, memory management, VAE, progress, preview, interrupt."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management as memory
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+import torch.nn.functional as F
+from comfy.cli_args import LatentPreviewMethod, args
+from PIL import Image
+from torch import Tensor
+
+from ..vgt import generation
+from ..vgt.autoencoder import Autoencoder
+from ..vgt.checkpoint import read_checkpoint
+from ..vgt.config import LATENT_CHANNELS, TOKEN_PIXELS, AutoencoderConfig
+from ..vgt.model import build_autoencoder, build_generator, build_tokenizer
+from ..vgt.prompt import PromptTokenizer
+
+FOLDER = "vgt"
+"""Name of the models folder, also in extra_model_paths.yaml."""
+
+DTYPES = {
+    "auto": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+_BUNDLED = Path(__file__).parent.parent / "models"
+
+# Newer hosts name the patcher class to use; see "dynamic VRAM" in theirs.
+_Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class VGTModel:
+    """What VGT Loader hands to VGT AR Sampler: the generator under the host's memory management."""
+
+    name: str
+    patcher: comfy.model_patcher.ModelPatcher | None
+    """None for a tokenizer-only model."""
+    tokenizer: PromptTokenizer | None
+    vae: VGTVAE
+
+
+def register_model_folder() -> None:
+    """Make models/vgt, and the models that come with this pack, known to the host."""
+    for path in (str(_BUNDLED), str(Path(folder_paths.models_dir) / FOLDER)):
+        folder_paths.add_model_folder_path(FOLDER, path)
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors", ".pth"})
+
+
+def model_names() -> list[str]:
+    """Names for the Loader's list: what comes with the pack first, then what the user has."""
+    names = folder_paths.get_filename_list(FOLDER)
+    return sorted(names, key=lambda name: (not (_BUNDLED / name).is_file(), name))
+
+
+def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
+    """Load a model by its name in the list. Raises CheckpointError, FileNotFoundError."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
+    checkpoint = read_checkpoint(path)
+    device = memory.get_torch_device()
+    compute = DTYPES[dtype]
+    operations = comfy.ops.disable_weight_init
+    if compute is None:
+        compute = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
+    elif compute == torch.float8_e4m3fn:
+        compute = torch.bfloat16
+        operations = _Float8Operations
+    autoencoder = build_autoencoder(checkpoint, dtype=compute, operations=comfy.ops.disable_weight_init)
+    vae = VGTVAE(autoencoder, checkpoint.config.autoencoder, compute)
+    patcher = tokenizer = None
+    if checkpoint.config.generator:
+        tokenizer = build_tokenizer(checkpoint)
+        generator = build_generator(checkpoint, dtype=compute, operations=operations)
+        patcher = _Patcher(generator, load_device=device, offload_device=memory.unet_offload_device())
+    return VGTModel(name, patcher, tokenizer, vae), vae
+
+
+class _Float8Operations(comfy.ops.manual_cast):
+    """Linear weights kept in float8; everything small stays as it is."""
+
+    class Linear(comfy.ops.manual_cast.Linear):
+        def __init__(self, *arguments, **factory):
+            super().__init__(*arguments, **factory)
+            self.weight = torch.nn.Parameter(self.weight.to(torch.float8_e4m3fn), requires_grad=False)
+
+
+def require_generator(model: VGTModel) -> VGTModel:
+    if model.patcher is None:
+        raise ValueError(f"{model.name} is a tokenizer only and cannot draw; load a full VGT model.")
+    return model
+
+
+# --- VAE ---------------------------------------------------------------------------------------------------------
+
+
+class VGTVAE(comfy.sd.VAE):
+    """VGT-AE as a VAE of the host: encode, decode, their tiled forms and out-of-memory fallbacks are the host's own."""
+
+    def __init__(self, autoencoder: Autoencoder, config: AutoencoderConfig, dtype: torch.dtype):
+        with _quiet("No VAE weights detected"):
+            super().__init__(sd={})  # sets every default this version of the host knows, and no model
+        self.first_stage_model = autoencoder
+        self.latent_channels = LATENT_CHANNELS
+        self.downscale_ratio = self.upscale_ratio = TOKEN_PIXELS
+        self.process_input = lambda image: image
+        self.vae_dtype = dtype
+        self.working_dtypes = [dtype]
+        self.device = memory.vae_device()
+        self.output_device = memory.intermediate_device()
+        # the widest stage, at 32 pixels a latent, lives a few times over
+        per_pixel = 6 * config.decoder.widths[0]
+        self.memory_used_decode = lambda shape, dtype: (
+            per_pixel * shape[-2] * shape[-1] * 32 * 32 * memory.dtype_size(dtype)
+        )
+        self.memory_used_encode = lambda shape, dtype: (
+            200 * config.vision.width * shape[-2] * shape[-1] // 14**2 * memory.dtype_size(dtype)
+        )
+        self.patcher = _Patcher(autoencoder, load_device=self.device, offload_device=memory.vae_offload_device())
+
+    def encode_tiled_(self, pixel_samples, tile_x=448, tile_y=448, overlap=56):
+        # the host halves and doubles the tile; all of it must stay a multiple of 28
+        tile_x, tile_y = (max(1, tile // (2 * TOKEN_PIXELS)) * 2 * TOKEN_PIXELS for tile in (tile_x, tile_y))
+        overlap = max(1, overlap // TOKEN_PIXELS) * TOKEN_PIXELS
+        return super().encode_tiled_(
+            pixel_samples, tile_x, tile_y, min(overlap, min(tile_x, tile_y) // 2 - TOKEN_PIXELS)
+        )
+
+    def decode_tiled_(self, samples, tile_x=16, tile_y=16, overlap=4):
+        return super().decode_tiled_(samples, tile_x, tile_y, overlap)
+
+
+@contextlib.contextmanager
+def _quiet(message: str):
+    """Keep one expected message out of the log."""
+    root = logging.getLogger()
+
+    def other(record):
+        return message not in record.getMessage()
+
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
+
+
+def require_vgt_vae(vae) -> None:
+    if not isinstance(vae, VGTVAE):
+        raise ValueError("The VAE is not VGT's; connect the VAE of VGT Loader.")
+
+
+def fit_to_tokens(image: Tensor, fit: str) -> Tensor:
+    """image [B, H, W, C] → the same with H and W multiples of 28, at least 28."""
+    height, width = image.shape[1:3]
+    if fit == "crop":
+        if height < TOKEN_PIXELS or width < TOKEN_PIXELS:
+            raise ValueError(f"The image is {width}x{height}; crop needs at least 28x28, use pad or stretch.")
+        return image  # the VAE itself crops, around the centre
+    if fit == "pad":
+        bottom, right = -height % TOKEN_PIXELS, -width % TOKEN_PIXELS
+        return F.pad(image.movedim(-1, 1), (0, right, 0, bottom), mode="replicate").movedim(1, -1)
+    size = [max(1, round(side / TOKEN_PIXELS)) * TOKEN_PIXELS for side in (width, height)]
+    return comfy.utils.common_upscale(image.movedim(-1, 1), *size, "bicubic", "disabled").movedim(1, -1).clamp(0, 1)
+
+
+# --- drawing -----------------------------------------------------------------------------------------------------
+
+
+def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], negative: str | None, **settings) -> Tensor:
+    """vgt.generation.generate on the host's device. A batch that does not fit is drawn in two halves."""
+    patcher = model.patcher
+    needed = _sampling_memory(patcher.model, len(prompts), settings)
+    memory.load_models_gpu([patcher], memory_required=needed)
+    start = progress.begin()
+    try:
+        return generation.generate(
+            patcher.model, model.tokenizer, prompts, negative, device=patcher.load_device, progress=progress, **settings
+        )
+    except memory.OOM_EXCEPTION as error:
+        if len(prompts) == 1:
+            raise RuntimeError(
+                "There is not enough memory to draw one image of this size; choose a smaller size, fewer tokens per "
+                "step, or fp8_e4m3fn in VGT Loader."
+            ) from error
+    memory.soft_empty_cache()
+    logging.warning(f"VGT: not enough memory for {len(prompts)} images at once, drawing them in two parts.")
+    progress.rewind(start)
+    halves = []
+    middle = len(prompts) // 2
+    for part in (slice(None, middle), slice(middle, None)):
+        progress.rewind(start)
+        latent = settings["latent"]
+        halves.append(
+            generate(
+                model,
+                progress,
+                prompts[part],
+                negative,
+                **settings
+                | {"latent": None if latent is None else latent[part], "batch_index": settings["batch_index"][part]},
+            )
+        )
+    return torch.cat(halves)
+
+
+def _sampling_memory(generator: generation.Generator, batch: int, settings: dict) -> int:
+    """Bytes a run needs beside the weights: KV cache, modulations, activations of the widest step."""
+    language, head = generator.config.language, generator.config.flow_head
+    size = memory.dtype_size(generator.dtype)
+    rows = batch * (2 if settings["cfg"] > 1 else 1)
+    tokens = settings["height"] * settings["width"] // TOKEN_PIXELS**2
+    group = min(tokens, settings["tokens_per_step"])
+    slots = tokens * (3 if settings["tokens_per_step"] > 1 else 2) + 512
+    cache = 2 * language.depth * rows * language.kv_heads * slots * language.head_width * size
+    modulations = 3 * max(1024, rows * group) * (3 * head.depth + 2) * head.width * size
+    step = 6 * rows * (3 * group + 512) * (language.mlp_width + language.width) * size
+    return cache + modulations + step
+
+
+class ProgressReport:
+    """Moves the node's bar token by token, shows the picture so far, and lets Cancel through."""
+
+    INTERVAL = 0.5
+    """Seconds between previews, at least."""
+    SHARE = 0.05
+    """Of the run's time that previews may take."""
+
+    def __init__(self, model: VGTModel, total: int):
+        self._bar = comfy.utils.ProgressBar(max(1, total))
+        self._vae = model.vae
+        self._before = 0
+        self._done = 0
+        self._next = time.monotonic() + self.INTERVAL
+
+    def begin(self) -> int:
+        """A run begins; returns the token count to rewind to should it fail."""
+        memory.throw_exception_if_processing_interrupted()
+        self._before = self._done
+        return self._before
+
+    def rewind(self, start: int) -> None:
+        self._done = start
+
+    def __call__(self, progress: generation.Progress) -> None:
+        memory.throw_exception_if_processing_interrupted()
+        self._done = self._before + progress.done
+        preview = None
+        if args.preview_method != LatentPreviewMethod.NoPreviews and time.monotonic() >= self._next:
+            began = time.monotonic()
+            preview = ("JPEG", self._picture(progress), args.preview_size)
+            spent = time.monotonic() - began
+            self._next = began + max(self.INTERVAL, spent / self.SHARE)
+        self._bar.update_absolute(self._done, preview=preview)
+
+    def _picture(self, progress: generation.Progress) -> Image.Image:
+        """The first image of the batch, grey where no token is known yet."""
+        vae = self._vae
+        pixels = vae.first_stage_model.decode(progress.latent[:1].to(vae.device, vae.vae_dtype))[0].float().cpu()
+        known = progress.known.repeat_interleave(TOKEN_PIXELS, 0).repeat_interleave(TOKEN_PIXELS, 1)
+        pixels = torch.where(known, pixels, torch.zeros(())).clamp(-1, 1)
+        return Image.fromarray(((pixels + 1) * 127.5).round().byte().movedim(0, -1).numpy())

@@ -1,0 +1,41 @@
+"""VGT Loader."""
+
+from comfy_api.latest import io
+
+from . import host
+from .types import VGTModel
+
+
+class VGTLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VGTLoader",
+            display_name="VGT Loader",
+            category="VGT",
+            description="Loads a VGT model: the generator for VGT AR Sampler and the tokenizer (VGT-AE) as a VAE.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=host.model_names(),
+                    tooltip="A model file in models/vgt (or a folder of extra_model_paths.yaml named vgt).",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(host.DTYPES),
+                    default="auto",
+                    tooltip="The precision to compute in. auto: bf16 on a GPU that has it, else fp32. fp8_e4m3fn keeps "
+                    "the weights in half the memory of bf16 and computes in bf16, at some loss.",
+                ),
+            ],
+            outputs=[
+                VGTModel.Output(display_name="VGT_MODEL", tooltip="The generator, for VGT AR Sampler."),
+                io.Vae.Output(
+                    display_name="VAE", tooltip="The tokenizer, for VGT Encode, VGT Decode and stock VAE nodes."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, dtype) -> io.NodeOutput:
+        return io.NodeOutput(*host.load_model(model, dtype))

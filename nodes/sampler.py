@@ -1,0 +1,106 @@
+"""VGT AR Sampler."""
+
+from comfy_api.latest import io
+
+from ..vgt.plan import DECODINGS, GROUPINGS, ORDERS
+from . import host, sampling
+from .types import FlowHead, VGTModel
+
+
+class VGTARSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        side = {"min": 28, "max": 1792, "step": 28}
+        return io.Schema(
+            node_id="VGTARSampler",
+            display_name="VGT AR Sampler",
+            category="VGT",
+            description="Draws images token by token from a prompt. With a latent it repaints: where its noise mask "
+            "is set, or the share of tokens that denoise says.",
+            inputs=[
+                VGTModel.Input("model", tooltip="The generator of VGT Loader."),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True, tooltip="What to draw, in plain language."
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to stay away from. Empty: the unconditional prompt the model was trained with.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same noise and the same order, on every device.",
+                ),
+                io.Int.Input(
+                    "width", default=448, **side, tooltip="Pixels, a multiple of 28. Models are trained at 448."
+                ),
+                io.Int.Input(
+                    "height", default=448, **side, tooltip="Pixels, a multiple of 28. Models are trained at 448."
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Images to draw at once."),
+                io.Float.Input(
+                    "cfg",
+                    default=4.5,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance scale. At 1 or less the negative prompt is not used, and a step "
+                    "costs half.",
+                ),
+                io.Int.Input(
+                    "tokens_per_step",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    tooltip="Tokens drawn at once (the paper's acceleration ratio): 4 or 16 are much faster, at some "
+                    "loss of quality.",
+                ),
+                io.Combo.Input(
+                    "order",
+                    options=list(ORDERS),
+                    default="random",
+                    tooltip="The order in which tokens are drawn. Models are trained with random order.",
+                ),
+                io.Combo.Input(
+                    "decoding",
+                    options=list(DECODINGS),
+                    default="published",
+                    tooltip="published repeats the authors' sampling loop; training-consistent feeds the model exactly "
+                    "what it saw in training, which can differ when several tokens are drawn at once.",
+                ),
+                io.Combo.Input(
+                    "grouping",
+                    options=list(GROUPINGS),
+                    default="uniform",
+                    tooltip="How tokens are shared out over the steps: uniform as published, cosine from few to many.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="With a latent: the share of its tokens to draw anew. Lower keeps more of it.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="A VGT latent to repaint (where its noise mask is set), or an empty latent that gives size "
+                    "and batch. Then width, height and batch_size are not used.",
+                ),
+                FlowHead.Input(
+                    "flow_head", optional=True, tooltip="From Flow Head Settings. Unconnected: the published values."
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="A VGT latent, for VGT Decode or any latent node.")],
+        )
+
+    @classmethod
+    def execute(cls, model, latent=None, flow_head=None, **settings) -> io.NodeOutput:
+        generator = host.require_generator(model)
+        return io.NodeOutput(sampling.sample(generator, latent, flow_head or {}, **settings))

@@ -1,0 +1,134 @@
+"""What VGT AR Sampler does with a LATENT: sizes, masks, batches. The drawing itself is vgt.generation."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
+from ..vgt.flow_head import FlowSettings
+from . import host
+
+
+def sample(
+    model: host.VGTModel,
+    latent: dict | None,
+    flow_head: dict,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    width: int,
+    height: int,
+    batch_size: int,
+    denoise: float,
+    seed: int,
+    **settings,
+) -> dict:
+    """The sampler node's work: a LATENT with new samples, its other entries as they came.
+
+    Raises ValueError, one sentence, for a latent that is not VGT's, holds NaN, or does not fit its mask.
+    """
+    latent = dict(latent or {"samples": None})
+    samples = latent["samples"]
+    if samples is not None and _is_empty(latent):
+        width, height, batch_size = _size_of_empty(latent)
+        samples = None
+    if samples is None:
+        samples = torch.zeros(batch_size, LATENT_CHANNELS, height // TOKEN_PIXELS, width // TOKEN_PIXELS)
+        masks = torch.ones(batch_size, *samples.shape[2:], dtype=torch.bool)
+    else:
+        _check(samples)
+        masks = _masks(latent, denoise, seed)
+        height, width = samples.shape[2] * TOKEN_PIXELS, samples.shape[3] * TOKEN_PIXELS
+
+    out = samples.to(torch.float32, copy=True)
+    indices = list(latent.get("batch_index") or range(len(samples)))[: len(samples)]
+    groups = _alike(masks)
+    drawn = sum(int(masks[rows[0]].sum()) for rows in groups)
+    if not drawn:
+        logging.info("VGT: the mask covers no token, so the latent comes back as it was.")
+    progress = host.ProgressReport(model, drawn)
+    for rows in groups:
+        mask = masks[rows[0]]
+        if mask.any():
+            out[rows] = host.generate(
+                model,
+                progress,
+                [prompt] * len(rows),
+                negative_prompt if negative_prompt.strip() else None,
+                height=height,
+                width=width,
+                seed=seed,
+                latent=None if mask.all() else out[rows],
+                mask=None if mask.all() else mask,
+                batch_index=[indices[row] for row in rows],
+                flow=flow_head.get("flow", FlowSettings()),
+                cfg_schedule=flow_head.get("cfg_schedule", "linear"),
+                **settings,
+            ).to(out)
+    return latent | {"samples": out}
+
+
+def _is_empty(latent: dict) -> bool:
+    """An empty latent of any model, as the stock Empty Latent Image makes it, says only size and batch."""
+    return "noise_mask" not in latent and not latent["samples"].any()
+
+
+def _size_of_empty(latent: dict) -> tuple[int, int, int]:
+    samples = latent["samples"]
+    if samples.ndim != 4:
+        raise ValueError(f"The latent has {samples.ndim} dimensions; VGT draws still images, use an image latent.")
+    batch, channels, h, w = samples.shape
+    ratio = TOKEN_PIXELS if channels == LATENT_CHANNELS else latent.get("downscale_ratio_spacial", 8)
+    width, height = (max(1, round(side * ratio / TOKEN_PIXELS)) * TOKEN_PIXELS for side in (w, h))
+    if (width, height) != (w * ratio, h * ratio):
+        logging.info(
+            f"VGT: drawing {width}x{height}, the multiple of 28 nearest to the latent's {w * ratio}x{h * ratio}."
+        )
+    return width, height, batch
+
+
+def _check(samples: Tensor) -> None:
+    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
+        channels = samples.shape[1] if samples.ndim > 1 else 0
+        raise ValueError(
+            f"The latent has {channels} channels, so it is another model's (VGT's have {LATENT_CHANNELS}); "
+            "encode the image with VGT Encode."
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError("The latent holds NaN or infinite values; encode the image again.")
+
+
+def _masks(latent: dict, denoise: float, seed: int) -> Tensor:
+    """Which tokens to draw: bool [B, h, w].
+
+    A token is drawn when any pixel of its cell is masked (over one half); `denoise` then keeps that share of them,
+    chosen by the seed.
+    """
+    batch, _, h, w = latent["samples"].shape
+    mask = latent.get("noise_mask")
+    if mask is None:
+        masks = torch.ones(batch, h, w, dtype=torch.bool)
+    else:
+        mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
+        masks = F.adaptive_max_pool2d(mask, (h, w))[:, 0] > 0.5
+        masks = masks.repeat(math.ceil(batch / len(masks)), 1, 1)[:batch]
+    if denoise < 1:
+        rank = torch.randperm(h * w, generator=torch.Generator().manual_seed(seed)).view(h, w)
+        for index, one in enumerate(masks):
+            ranks = rank[one].sort().values
+            keep = round(denoise * len(ranks))
+            masks[index] = one & (rank < ranks[keep]) if keep < len(ranks) else one
+    return masks
+
+
+def _alike(masks: Tensor) -> list[list[int]]:
+    """Rows of equal masks: they share a plan, so they are drawn together."""
+    groups: dict[bytes, list[int]] = {}
+    for row, mask in enumerate(masks):
+        groups.setdefault(mask.numpy().tobytes(), []).append(row)
+    return list(groups.values())

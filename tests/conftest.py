@@ -1,0 +1,35 @@
+import signal
+
+import pytest
+
+from host import Host
+
+
+class RootIsNoPackage:
+    """The root's __init__.py is for ComfyUI alone: without this, pytest takes the root for a package and imports it.
+
+    A plugin and not a hook of this file, since such a hook would be asked about this folder only.
+    """
+
+    def pytest_collect_directory(self, path, parent):
+        if path == parent.config.rootpath:
+            return pytest.Dir.from_parent(parent, path=path)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(RootIsNoPackage())
+    # A killed run still ends the hosts it started.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "host" in item.fixturenames:
+            item.add_marker("host")
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """One running ComfyUI with this pack for all tests that need one."""
+    with Host(tmp_path_factory.mktemp("comfy-home")) as running:
+        yield running

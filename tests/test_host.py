@@ -1,0 +1,69 @@
+"""The real ComfyUI starts with this pack in it, and tests/host.py can drive it."""
+
+import io
+import re
+
+import pytest
+from PIL import Image
+
+from host import Host, HostError, PromptRejected
+
+
+def save_image(**image):
+    """A graph of stock nodes that makes and saves one picture of one colour."""
+    image = {"width": 16, "height": 8, "batch_size": 1, "color": 0x336699, **image}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": image},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test_host"}},
+    }
+
+
+def test_pack_is_imported_without_error(host):
+    log = host.log()
+    line = re.search(r"([\d.]+) seconds(.*): .*ComfyUI-VGT$", log, re.MULTILINE)
+    assert line, "the host did not report importing the pack"
+    assert line[2] == "", log
+    assert "Traceback" not in log
+
+
+def test_run_returns_the_picture(host):
+    with host.events() as events:
+        outputs = host.run(save_image(color=0x336699))
+        events.wait_for("executed", lambda data: data["node"] == "2")
+        assert events.wait_for("progress_state").data["nodes"]
+    image = outputs["2"]["images"][0]
+    picture = Image.open(io.BytesIO(host.view(**image)))
+    assert picture.size == (16, 8)
+    assert picture.getpixel((0, 0)) == (0x33, 0x66, 0x99)
+    assert (host.base / "output" / image["filename"]).is_file()
+
+
+def test_invalid_prompt_is_rejected_and_says_where(host):
+    with pytest.raises(PromptRejected, match=r"node 1 \(EmptyImage\).*width") as caught:
+        host.queue(save_image(width=0))
+    assert "1" in caught.value.node_errors
+
+
+def test_error_in_a_node_is_raised_and_the_host_lives_on(host, tmp_path):
+    Image.new("RGB", (2, 1)).save(tmp_path / "upload.png")
+    name = host.upload_image(tmp_path / "upload.png")
+    load = {"class_type": "LoadImage", "inputs": {"image": name}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "../../outside"}}
+    with pytest.raises(HostError, match="outside") as caught:
+        host.run({"1": load, "2": save})
+    assert (caught.value.node_id, caught.value.node_type) == ("2", "SaveImage")
+    save["inputs"]["filename_prefix"] = "inside"
+    assert host.run({"1": load, "2": save})["2"]["images"]
+
+
+def test_free_and_interrupt_are_harmless_when_idle(host):
+    host.interrupt()
+    host.free()
+    assert host.run(save_image())["2"]["images"]
+
+
+def test_host_that_does_not_start_says_why(tmp_path):
+    broken = Host(tmp_path, args=["--no-such-option"])
+    with pytest.raises(HostError, match=r"(?s)ended with exit code 2 .*unrecognized arguments: --no-such-option"):
+        broken.start()
+    assert broken.process is None

@@ -1,0 +1,22 @@
+"""Visual Generation Tuning (arXiv 2511.23469) in PyTorch: images to latents and back, prompts to latents."""
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "load": "model",
+    "Model": "model",
+    "CheckpointError": "checkpoint",
+    "FlowSettings": "flow_head",
+    "Progress": "generation",
+}
+
+__all__ = ["CheckpointError", "FlowSettings", "Model", "Progress", "load"]
+
+
+def __getattr__(name: str):
+    """Import what is asked for when it is asked for: `import vgt` costs nothing."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

@@ -1,0 +1,136 @@
+"""The command line: python -m vgt convert | generate | reconstruct."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. Errors a user can mend are one sentence on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"vgt: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vgt", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    convert = commands.add_parser("convert", help="turn a published checkpoint into one .safetensors file")
+    convert.add_argument("source", type=Path, help="a folder in the published layout, or a weight file in one")
+    convert.add_argument("target", type=Path, help="the .safetensors file to write")
+    convert.set_defaults(run=_convert)
+
+    generate = commands.add_parser("generate", help="draw an image from a prompt")
+    _add_model(generate)
+    generate.add_argument("prompt")
+    generate.add_argument("output", type=Path, help="the PNG to write; with --batch, -0, -1 … are put before .png")
+    generate.add_argument("--negative", default=None, help="what to stay away from")
+    generate.add_argument("--width", type=int, default=448)
+    generate.add_argument("--height", type=int, default=448)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--cfg", type=float, default=4.5)
+    generate.add_argument("--steps", type=int, default=30, help="flow steps a token")
+    generate.add_argument("--tokens-per-step", type=int, default=1)
+    generate.add_argument("--batch", type=int, default=1, help="images to draw")
+    generate.set_defaults(run=_generate)
+
+    reconstruct = commands.add_parser("reconstruct", help="push an image through the tokenizer and back")
+    _add_model(reconstruct)
+    reconstruct.add_argument("image", type=Path)
+    reconstruct.add_argument("output", type=Path, help="the PNG to write")
+    reconstruct.set_defaults(run=_reconstruct)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="a model file, or a folder in the published layout")
+    parser.add_argument("--device", default=None, help="cpu, cuda, mps …; the best there is by default")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
+
+
+def _load(options):
+    import torch
+
+    from . import load
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load(options.model, device, options.dtype and getattr(torch, options.dtype))
+
+
+def _convert(options) -> None:
+    from .checkpoint import convert
+
+    convert(options.source, options.target)
+    print(f"{options.target} ({options.target.stat().st_size / 1e6:.0f} MB)")
+
+
+def _generate(options) -> None:
+    from tqdm import tqdm
+
+    from .flow_head import FlowSettings
+
+    flow = FlowSettings(steps=options.steps)
+    model = _load(options)
+    with tqdm(unit="token") as bar:
+
+        def progress(state):
+            bar.total = state.total
+            bar.update(state.done - bar.n)
+
+        latent = model.generate(
+            [options.prompt] * options.batch,
+            options.negative,
+            height=options.height,
+            width=options.width,
+            seed=options.seed,
+            cfg=options.cfg,
+            tokens_per_step=options.tokens_per_step,
+            flow=flow,
+            progress=progress,
+        )
+    for index, pixels in enumerate(model.decode(latent)):
+        name = f"{options.output.stem}-{index}" if options.batch > 1 else options.output.stem
+        _write_png(pixels, options.output.with_name(name + ".png"))
+
+
+def _reconstruct(options) -> None:
+    import torch
+    from PIL import Image, ImageOps
+
+    from .config import TOKEN_PIXELS
+
+    with Image.open(options.image) as image:
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    width, height = (side // TOKEN_PIXELS * TOKEN_PIXELS for side in image.size)
+    if not width or not height:
+        raise ValueError(f"{options.image} is {image.width}x{image.height}; it must be at least 28x28.")
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    image = image.crop((left, top, left + width, top + height))
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, height, width, 3).movedim(-1, 1)
+    model = _load(options)
+    original = pixels / 255
+    decoded = model.decode(model.encode(original)).cpu()
+    _write_png(decoded[0], options.output)
+    error = (((decoded + 1) / 2).clamp(0, 1) - original).square().mean()
+    print(f"PSNR {-10 * error.log10():.2f} dB")
+
+
+def _write_png(pixels, path: Path) -> None:
+    """pixels [3, H, W] in [-1, 1]; what lies outside is clamped."""
+    from PIL import Image
+
+    image = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""VGT-AR: walks a plan. The only place where prompt, language model, position queries and flow head meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .autoencoder import channel_norm
+from .config import LATENT_CHANNELS, TOKEN_PIXELS, GeneratorConfig
+from .flow_head import FlowHead, FlowSampler, FlowSettings
+from .language_model import KVCache, LanguageModel, rotary_table
+from .plan import Plan, Step, draw_order, make_plan
+from .position_queries import PositionQueries
+from .prompt import PromptTokenizer
+
+CFG_SCHEDULES = ("linear", "constant")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run has drawn so far."""
+
+    done: int
+    """Tokens drawn."""
+    total: int
+    """Tokens to draw."""
+    latent: Tensor
+    """[B, 32, h, w] float32 on the device; zero where nothing is known yet. It goes on changing: read it at once."""
+    known: Tensor
+    """bool [h, w] on the CPU: the places that are drawn or were given."""
+
+
+class Generator(nn.Module):
+    """The part of a VGT model that turns prompts into latents.
+
+    It computes in `dtype`; `storage` is what the weights are kept in, where the host casts them as they are used.
+    """
+
+    def __init__(self, config: GeneratorConfig, family: str, *, operations=nn, device=None, dtype=None, storage=None):
+        super().__init__()
+        width = config.language.width
+        factory = {"device": device, "dtype": storage or dtype}
+        self.config = config
+        self.family = family
+        self.dtype = dtype or torch.get_default_dtype()
+        self.language_model = LanguageModel(config.language, operations=operations, **factory)
+        self.position_queries = PositionQueries(width, config.query_grid, device=device, dtype=dtype)
+        self.image_in_projector = operations.Linear(LATENT_CHANNELS, width, **factory)
+        self.image_out_projector = operations.Linear(width, width, **factory)
+        self.flow_head = FlowHead(config.flow_head, width, operations=operations, **factory)
+
+
+@torch.no_grad()
+def generate(
+    generator: Generator,
+    tokenizer: PromptTokenizer,
+    prompts: str | Sequence[str],
+    negative: str | Sequence[str] | None = None,
+    *,
+    height: int = 448,
+    width: int = 448,
+    seed: int = 0,
+    cfg: float = 4.5,
+    cfg_schedule: str = "linear",
+    tokens_per_step: int = 1,
+    order: str = "random",
+    order_seed: int | None = None,
+    flow: FlowSettings | None = None,
+    noise: Tensor | None = None,
+    latent: Tensor | None = None,
+    mask: Tensor | None = None,
+    decoding: str = "published",
+    grouping: str = "uniform",
+    batch_index: Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Tensor:
+    """Draw one image a prompt.
+
+    Args:
+        prompts, negative: text; one negative serves all prompts. None is the published unconditional prompt.
+        height, width: pixels, multiples of 28, at most 28 times the model's query grid.
+        seed: of the noise, and of the order unless `order_seed` is given.
+        cfg: classifier-free guidance scale; at 1 or less only the conditional rows are computed.
+        cfg_schedule: "linear" falls from cfg towards 1 over the groups, "constant" does not.
+        tokens_per_step: tokens drawn at once (the paper's acceleration ratio).
+        order: "random" or "sequential".
+        flow: settings of the flow head; None is the published ones.
+        noise: [B, h*w, steps, 32] by token place, row-major; index 0 is the start, i the noise of step i. Drawn from
+            `seed` on the CPU when None.
+        latent, mask: [B, 32, h, w] and bool [h, w], given together: only places where mask is True are drawn; the
+            others are read by the model first and come back bit for bit.
+        decoding: "published" or "training-consistent"; grouping: "uniform" or "cosine"; see plan.py.
+        batch_index: which images of the seed's sequence to draw, 0, 1, 2 … when None.
+        device: where to compute; the device of the weights when None.
+        progress: called after each step; what it raises ends the run.
+
+    Returns the latent [B, 32, h, w], float32, on `device`. Raises ValueError when an argument is out of range.
+    Source: paper, section 3; the published sampling loop (VGT.md, section 3).
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    flow = flow or FlowSettings()
+    device = torch.device(device or generator.image_in_projector.weight.device)
+    _check(generator, prompts, height, width, cfg_schedule)
+    h, w = height // TOKEN_PIXELS, width // TOKEN_PIXELS
+    batch = len(prompts)
+
+    guided = cfg > 1
+    text = tokenizer(prompts, _negatives(negative, batch) if guided else None)
+    places = draw_order(h * w, order, seed if order_seed is None else order_seed)
+    drawn, known = places, []
+    if latent is not None:
+        _check_repaint(latent, mask, batch, h, w)
+        wanted = mask.flatten().tolist()
+        drawn = [place for place in places if wanted[place]]
+        known = [place for place in places if not wanted[place]]
+        if not drawn:
+            return latent.to(device, torch.float32)
+    plan = make_plan(
+        drawn,
+        tokens_per_step,
+        family=generator.family,
+        lengths=text.lengths,
+        start=len(tokenizer.image_start),
+        known=known,
+        decoding=decoding,
+        grouping=grouping,
+    )
+    positions = plan.positions()
+    if positions.max() >= generator.config.language.max_positions:
+        raise ValueError(
+            f"The prompt and the image take {int(positions.max()) + 1} positions, but this model has "
+            f"{generator.config.language.max_positions}; shorten the prompt or draw a smaller image."
+        )
+    if noise is None:
+        noise = draw_noise(seed, range(batch) if batch_index is None else batch_index, h * w, flow.steps)
+    elif noise.shape != (batch, h * w, flow.steps, LATENT_CHANNELS):
+        raise ValueError(
+            f"noise is {list(noise.shape)}; for {batch} images of {h * w} tokens and {flow.steps} steps it must be "
+            f"{[batch, h * w, flow.steps, LATENT_CHANNELS]}."
+        )
+
+    run = _Run(generator, plan, text.ids, tokenizer.image_start, (h, w), flow, device)
+    latents = torch.zeros(batch, h * w, LATENT_CHANNELS, device=device)
+    if known:
+        latents[:, known] = latent.to(latents).flatten(2).transpose(1, 2)[:, known]
+    noise = noise.to(device, torch.float32)
+    seen = torch.zeros(h * w, dtype=torch.bool)
+    seen[known] = True
+    done = 0
+    for index, step in enumerate(plan.steps):
+        scale = cfg
+        if index and cfg_schedule == "linear":
+            scale = 1 + (cfg - 1) * (len(plan.steps) - index) / len(plan.steps)
+        run.draw(index, step, latents, noise, scale)
+        done += len(step.group)
+        if progress is not None:
+            seen[list(step.group)] = True
+            grid = latents.transpose(1, 2).unflatten(2, (h, w))
+            progress(Progress(done, len(drawn), grid, seen.view(h, w)))
+    return latents.transpose(1, 2).unflatten(2, (h, w)).contiguous()
+
+
+def draw_noise(seed: int, images: Sequence[int], tokens: int, steps: int) -> Tensor:
+    """Standard normal noise [len(images), tokens, steps, 32], float32, on the CPU.
+
+    Image i of a seed has the same noise in every batch: images are drawn one after the other from one generator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wanted = list(images)
+    drawn = {}
+    for index in range(max(wanted) + 1):
+        one = torch.randn(tokens, steps, LATENT_CHANNELS, generator=generator)
+        if index in wanted:
+            drawn[index] = one
+    return torch.stack([drawn[index] for index in wanted])
+
+
+class _Run:
+    """One run's state: cache, tables, where each step finds its inputs."""
+
+    def __init__(self, generator: Generator, plan: Plan, ids: Tensor, image_start: Sequence[int], grid, flow, device):
+        self.generator = generator
+        self.plan = plan
+        self.device = device
+        self.rows = ids.shape[0]
+        dtype = generator.dtype
+        start = torch.tensor(image_start).expand(self.rows, -1)
+        text = torch.cat((ids, start), dim=1).to(device)
+        self.text = generator.language_model.embed_tokens(text).to(dtype)
+        self.table = generator.position_queries(*grid, device=device, dtype=dtype).flatten(0, 1)
+        self.cache = KVCache(generator.config.language, self.rows, plan.slots, device, dtype)
+        cos, sin = rotary_table(generator.config.language, plan.positions().to(device))
+        self.cos, self.sin = cos.to(dtype), sin.to(dtype)
+        self.sampler = FlowSampler(generator.flow_head, flow, device, dtype)
+        self.fed = 0
+
+    def draw(self, index: int, step: Step, latents: Tensor, noise: Tensor, cfg: float) -> None:
+        """Feed step `index` and write the latents of its group into `latents` [B, T, 32]."""
+        generator = self.generator
+        inputs = self.plan.inputs(index)
+        span = slice(self.fed, self.fed + inputs)
+        self.fed += inputs
+        visible = self.plan.visible(index)
+        mask = None if visible is None else visible[:, None].to(self.device)
+        rotary = self.cos[:, :, span], self.sin[:, :, span]
+        embeds = self._embed(step, latents)
+        if index == 0:
+            embeds = torch.cat((self.text, embeds), dim=1)
+        hidden = generator.language_model(embeds, rotary, self.cache, step.slot, mask)
+
+        group = list(step.group)
+        condition = generator.image_out_projector(hidden[:, -len(group) :]).flatten(0, 1)
+        drawn = self.sampler(condition, noise[:, group].flatten(0, 1), cfg)
+        latents[:, group] = channel_norm(drawn, -1).view(-1, len(group), LATENT_CHANNELS)
+
+    def _embed(self, step: Step, latents: Tensor) -> Tensor:
+        """[rows, image inputs of the step, D]: queries, and latents with the embedding of their place."""
+        tokens = latents.shape[1]
+        index = [place + (tokens if kind == "q" else 0) for kind, place in zip(step.kinds, step.places, strict=True)]
+        embeds = self.table[index].repeat(self.rows, 1, 1)
+        columns = [column for column, kind in enumerate(step.kinds) if kind == "l"]
+        if columns:
+            places = [step.places[column] for column in columns]
+            projected = self.generator.image_in_projector(latents[:, places].to(embeds.dtype))
+            embeds[:, columns] += projected.repeat(self.rows // latents.shape[0], 1, 1)
+        return embeds
+
+
+def _negatives(negative: str | Sequence[str] | None, batch: int) -> list[str | None]:
+    negatives = [negative] * batch if negative is None or isinstance(negative, str) else list(negative)
+    if len(negatives) != batch:
+        raise ValueError(f"There are {len(negatives)} negative prompts for {batch} prompts; give one, or as many.")
+    return negatives
+
+
+def _check(generator: Generator, prompts: list[str], height: int, width: int, cfg_schedule: str) -> None:
+    if not prompts:
+        raise ValueError("There is no prompt; give at least one (it may be empty).")
+    if height % TOKEN_PIXELS or width % TOKEN_PIXELS or height < TOKEN_PIXELS or width < TOKEN_PIXELS:
+        raise ValueError(f"The size is {width}x{height}; width and height must be multiples of {TOKEN_PIXELS}.")
+    limit = generator.config.query_grid * TOKEN_PIXELS
+    if height > limit or width > limit:
+        raise ValueError(f"The size is {width}x{height}; this model draws at most {limit}x{limit}.")
+    if cfg_schedule not in CFG_SCHEDULES:
+        raise ValueError(f"cfg_schedule is {cfg_schedule!r}; it must be one of {', '.join(CFG_SCHEDULES)}.")
+
+
+def _check_repaint(latent: Tensor, mask: Tensor | None, batch: int, h: int, w: int) -> None:
+    if mask is None or mask.shape != (h, w):
+        raise ValueError(f"A latent needs a mask of {h}x{w} tokens that says which of them to draw.")
+    if latent.shape != (batch, LATENT_CHANNELS, h, w):
+        raise ValueError(
+            f"The latent is {list(latent.shape)}; for these prompts and this size it must be "
+            f"{[batch, LATENT_CHANNELS, h, w]}."
+        )
+    if not torch.isfinite(latent).all():
+        raise ValueError("The latent holds NaN or infinite values; encode the image again.")

@@ -1,0 +1,100 @@
+"""A whole model: tokenizer (VGT-AE) and, in a full checkpoint, generator (VGT-AR)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .autoencoder import Autoencoder
+from .checkpoint import Checkpoint, load_state, read_checkpoint
+from .config import ModelConfig
+from .generation import Generator, generate
+from .prompt import PromptTokenizer
+
+
+class Model:
+    """What `vgt.load` returns.
+
+    Attributes: config; autoencoder; generator and tokenizer, None in a tokenizer-only model; device; dtype.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        autoencoder: Autoencoder,
+        generator: Generator | None,
+        tokenizer: PromptTokenizer | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.config = config
+        self.autoencoder = autoencoder
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.device = device
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] in [0, 1], H and W multiples of 28 → latent [B, 32, H/28, W/28], float32."""
+        return self.autoencoder.encode(pixels.to(self.device, self.dtype))
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """latent [B, 32, h, w] → pixels [B, 3, 28h, 28w] in [-1, 1], unclamped, float32."""
+        return self.autoencoder.decode(latent.to(self.device, self.dtype)).float()
+
+    def generate(self, prompts, negative=None, **settings) -> Tensor:
+        """Prompts → latent [B, 32, h, w], float32; see generation.generate. ValueError for a tokenizer-only model."""
+        if self.generator is None:
+            raise ValueError("This model is a tokenizer only and cannot generate; load a full VGT checkpoint.")
+        return generate(self.generator, self.tokenizer, prompts, negative, device=self.device, **settings)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:
+    """Load a model.
+
+    Args:
+        path: a .safetensors of ours; a folder in the published layout (weights, base/, dc_ae/), the full checkpoint if
+            it holds one, else the tokenizer alone; or one weight file in such a folder.
+        dtype: to compute in; None is float32 on the CPU and bfloat16 elsewhere.
+
+    Raises FileNotFoundError, or CheckpointError when the file is not a whole VGT model.
+    """
+    device = torch.device(device)
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    checkpoint = read_checkpoint(path)
+    autoencoder = build_autoencoder(checkpoint, dtype=dtype).to(device)
+    generator = tokenizer = None
+    if checkpoint.config.generator:
+        generator = build_generator(checkpoint, dtype=dtype).to(device)
+        tokenizer = build_tokenizer(checkpoint)
+    return Model(checkpoint.config, autoencoder, generator, tokenizer, device, dtype)
+
+
+def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn) -> Autoencoder:
+    """VGT-AE with its weights, on the CPU, memory-mapped where the file is in `dtype` already."""
+    module = Autoencoder(checkpoint.config.autoencoder, operations=operations, device="meta", dtype=dtype)
+    load_state(module, checkpoint.state("autoencoder"), checkpoint.path, f"a VGT-AE ({checkpoint.config.family})")
+    return module.eval()
+
+
+def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, storage=None) -> Generator:
+    """VGT-AR with its weights, on the CPU, memory-mapped where the file is in the wanted dtype already."""
+    config = checkpoint.config
+    module = Generator(
+        config.generator, config.family, operations=operations, device="meta", dtype=dtype, storage=storage
+    )
+    load_state(module, checkpoint.state("generator"), checkpoint.path, f"a VGT generator ({config.family})")
+    return module.eval()
+
+
+def build_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
+    """The prompt tokenizer of a full model. Raises FileNotFoundError when the checkpoint came without one."""
+    if checkpoint.tokenizer_json is None:
+        raise FileNotFoundError(
+            f"{checkpoint.path.name} has no tokenizer beside it; put the base model's tokenizer.json into base/."
+        )
+    return PromptTokenizer(checkpoint.tokenizer_json, checkpoint.config.pad_token)

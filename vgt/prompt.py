@@ -1,0 +1,76 @@
+"""From prompts to token ids: templates, tokenizing, padding (VGT.md, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_TURN = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+_WITH_PROMPT = "Generate an image: {prompt}"
+_WITHOUT_PROMPT = "Generate an image."
+_IMAGE_START = "<img>"
+
+MAX_PROMPT_TOKENS = 4096
+"""Longest text a run takes. The models were trained with at most 1024; far more would only fill the memory."""
+
+
+@dataclass(frozen=True)
+class TokenizedPrompts:
+    """ids: int64 [rows, longest], right-padded; lengths: tokens of each row without padding."""
+
+    ids: Tensor
+    lengths: tuple[int, ...]
+
+
+class PromptTokenizer:
+    """A `tokenizers` tokenizer with VGT's templates.
+
+    Args:
+        tokenizer_json: the contents of a tokenizer.json.
+        pad_token: the token that fills short rows. Published decoding sees it, so it matters which one it is.
+
+    Raises ValueError when the JSON is no tokenizer or lacks the pad token.
+    """
+
+    def __init__(self, tokenizer_json: bytes | str, pad_token: str):
+        from tokenizers import Tokenizer
+
+        text = tokenizer_json if isinstance(tokenizer_json, str) else tokenizer_json.decode("utf-8")
+        try:
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ValueError(
+                f"The tokenizer cannot be read ({error}); put back the base model's tokenizer.json."
+            ) from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        pad = self._tokenizer.token_to_id(pad_token)
+        if pad is None:
+            raise ValueError(
+                f"The tokenizer has no {pad_token!r} to pad with; put back the base model's tokenizer.json."
+            )
+        self._pad = pad
+        self.image_start: list[int] = self._tokenizer.encode(_IMAGE_START).ids
+        """Ids of the text `<img>`: one special token in InternVL3's tokenizer, two ordinary ones in Qwen2.5-VL's."""
+
+    def __call__(self, prompts: Sequence[str], negatives: Sequence[str | None] | None) -> TokenizedPrompts:
+        """Tokenize the conditional rows, then, unless `negatives` is None, as many unconditional ones.
+
+        Raises ValueError for a prompt longer than MAX_PROMPT_TOKENS.
+        """
+        texts = [_WITH_PROMPT.format(prompt=prompt.strip()) for prompt in prompts]
+        for negative in negatives or ():
+            texts.append(_WITHOUT_PROMPT if negative is None else _WITH_PROMPT.format(prompt=negative.strip()))
+        rows = [self._tokenizer.encode(_TURN.format(text=text)).ids for text in texts]
+        lengths = tuple(len(row) for row in rows)
+        longest = max(lengths)
+        if longest > MAX_PROMPT_TOKENS:
+            which = "prompt" if lengths.index(longest) < len(prompts) else "negative prompt"
+            raise ValueError(f"The {which} is {longest} tokens long; shorten it to at most {MAX_PROMPT_TOKENS}.")
+        ids = torch.full((len(rows), longest), self._pad, dtype=torch.long)
+        for target, row in zip(ids, rows, strict=True):
+            target[: len(row)] = torch.tensor(row)
+        return TokenizedPrompts(ids, lengths)
