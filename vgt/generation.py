@@ -36,18 +36,18 @@ class Progress:
 class Generator(nn.Module):
     """The part of a VGT model that turns prompts into latents.
 
-    It computes in `dtype`; `storage` is what the weights are kept in, where the host casts them as they are used.
+    It computes in `dtype`, whatever dtype `operations` keep the weights in.
     """
 
-    def __init__(self, config: GeneratorConfig, family: str, *, operations=nn, device=None, dtype=None, storage=None):
+    def __init__(self, config: GeneratorConfig, family: str, *, operations=nn, device=None, dtype=None):
         super().__init__()
         width = config.language.width
-        factory = {"device": device, "dtype": storage or dtype}
+        factory = {"device": device, "dtype": dtype}
         self.config = config
         self.family = family
         self.dtype = dtype or torch.get_default_dtype()
         self.language_model = LanguageModel(config.language, operations=operations, **factory)
-        self.position_queries = PositionQueries(width, config.query_grid, device=device, dtype=dtype)
+        self.position_queries = PositionQueries(width, config.query_grid, **factory)
         self.image_in_projector = operations.Linear(LATENT_CHANNELS, width, **factory)
         self.image_out_projector = operations.Linear(width, width, **factory)
         self.flow_head = FlowHead(config.flow_head, width, operations=operations, **factory)

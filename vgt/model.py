@@ -81,12 +81,10 @@ def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=
     return module.eval()
 
 
-def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, storage=None) -> Generator:
-    """VGT-AR with its weights, on the CPU, memory-mapped where the file is in the wanted dtype already."""
+def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn) -> Generator:
+    """VGT-AR with its weights, on the CPU, memory-mapped where the file is in `dtype` already."""
     config = checkpoint.config
-    module = Generator(
-        config.generator, config.family, operations=operations, device="meta", dtype=dtype, storage=storage
-    )
+    module = Generator(config.generator, config.family, operations=operations, device="meta", dtype=dtype)
     load_state(module, checkpoint.state("generator"), checkpoint.path, f"a VGT generator ({config.family})")
     return module.eval()
 
