@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy
 import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.ops
@@ -23,9 +24,10 @@ from torch import Tensor
 from ..vgt import generation
 from ..vgt.autoencoder import Autoencoder
 from ..vgt.checkpoint import read_checkpoint
-from ..vgt.config import LATENT_CHANNELS, TOKEN_PIXELS, AutoencoderConfig
+from ..vgt.config import INTERNVL3, LATENT_CHANNELS, TOKEN_PIXELS, AutoencoderConfig
 from ..vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ..vgt.prompt import PromptTokenizer
+from ..vgt.qwen_tokenizer import build_family_tokenizer
 
 FOLDER = "vgt"
 """Name of the models folder, also in extra_model_paths.yaml."""
@@ -77,7 +79,7 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, _host_tokenizer)
     device = memory.get_torch_device()
     compute = DTYPES[dtype]
     operations = comfy.ops.disable_weight_init
@@ -94,6 +96,14 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
         generator = build_generator(checkpoint, dtype=compute, operations=operations)
         patcher = _Patcher(generator, load_device=device, offload_device=memory.unet_offload_device())
     return VGTModel(name, patcher, tokenizer, vae), vae
+
+
+def _host_tokenizer(family: str) -> bytes | None:
+    """The tokenizer made from the Qwen2.5 vocabulary that the host carries for its text encoders."""
+    folder = Path(comfy.__path__[0]) / "text_encoders" / "qwen25_tokenizer"
+    if not (folder / "vocab.json").is_file():
+        return None
+    return build_family_tokenizer(folder, internvl3=family == INTERNVL3)
 
 
 class _Float8Operations(comfy.ops.manual_cast):

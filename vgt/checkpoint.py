@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .layout import Joined, LayoutError, read_config, to_our_names
+from .qwen_tokenizer import build_tokenizer_json, read_added_tokens
 from .torch_file import TorchFileError, read_torch_file
 
 CONFIG_KEY = "vgt.config"
@@ -160,9 +161,7 @@ def _read_tokenizer(base: Path) -> bytes | None:
         return file.read_bytes()
     if not (base / "vocab.json").is_file() or not (base / "merges.txt").is_file():
         return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base, local_files_only=True).backend_tokenizer.to_str().encode()
+    return build_tokenizer_json(base, read_added_tokens(base / "tokenizer_config.json"))
 
 
 def load_state(module: torch.nn.Module, state: dict[str, Tensor | Joined], path: Path, taken_for: str) -> None:

@@ -23,7 +23,6 @@ from .transfer import (
     Progress,
     Transfer,
     cached_files,
-    disk_error,
     disk_errors,
     locked,
     partial_path,
@@ -111,16 +110,18 @@ def obtain(
             _need_space(name, folder, size_of(_complete(model, source)))
         else:
             source = _download(name, work, placed, progress, check)
-        written = work.with_name(result.name)
+        written = work / "converted" / result.name
+        shutil.rmtree(written.parent, ignore_errors=True)  # what a crash left
         try:
+            written.parent.mkdir()
             convert(source, written)
             os.replace(written, result)
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                raise disk_error(error, result) from error
+        except Exception as error:
+            if getattr(error, "errno", None) in NO_SPACE or "No space left" in str(error):  # safetensors: no errno
+                raise DiskFull(f"The disk is full while writing {result}: make room and run again.") from error
             raise
         finally:
-            written.unlink(missing_ok=True)
+            shutil.rmtree(written.parent, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
     return result
 

@@ -288,7 +288,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def disk_error(error: OSError, path: Path) -> HubError:
     """Return the sentence for an OSError met while writing path."""
     if error.errno in NO_SPACE:
-        return DiskFull(f"The disk is full while writing {path}: make room and run again, the download continues.")
+        return DiskFull(f"The disk is full while writing {path}: make room and run again to continue.")
     return HubError(f"{path} cannot be written ({error.strerror or error}): check the folder and its permissions.")
 
 

@@ -1,0 +1,64 @@
+"""Qwen2's tokenizer from its vocabulary files, for base models that come without a tokenizer.json.
+
+InternVL3 and Qwen2.5-VL share Qwen2.5's vocabulary and merges, and differ in the tokens added behind them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+# How Qwen2 cuts text into words before merging (tokenizer.json of Qwen2.5, pre_tokenizer).
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+_QWEN_TOKENS = 22
+"""Tokens that every Qwen2.5 model adds behind its vocabulary; what follows is each model's own."""
+
+INTERNVL3_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+"""InternVL3's own, in the order of their ids."""
+
+
+def read_added_tokens(tokenizer_config: Path) -> dict[int, tuple[str, bool]]:
+    """Id → (token, whether it is special) as a tokenizer_config.json lists them; empty when the file is absent."""
+    if not tokenizer_config.is_file():
+        return {}
+    listed = json.loads(tokenizer_config.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
+    return {int(index): (token["content"], bool(token.get("special"))) for index, token in listed.items()}
+
+
+def build_tokenizer_json(folder: Path, added: Mapping[int, tuple[str, bool]]) -> bytes:
+    """A tokenizer.json from the vocab.json and merges.txt in `folder` and the added tokens.
+
+    Raises ValueError when an added token would not get the id it is listed under.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
+    tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for index, (content, special) in sorted(added.items()):
+        tokenizer.add_tokens([AddedToken(content, special=special, normalized=False)])
+        if tokenizer.token_to_id(content) != index:
+            raise ValueError(f"The vocabulary in {folder} does not fit: {content} should be token {index}.")
+    return tokenizer.to_str().encode()
+
+
+def build_family_tokenizer(folder: Path, internvl3: bool) -> bytes:
+    """The tokenizer.json of InternVL3 or Qwen2.5-VL from any Qwen2.5 vocabulary folder."""
+    added = read_added_tokens(folder / "tokenizer_config.json")
+    first = min(added)
+    added = {index: token for index, token in added.items() if index < first + _QWEN_TOKENS}
+    if internvl3:
+        added |= {first + _QWEN_TOKENS + index: (token, True) for index, token in enumerate(INTERNVL3_TOKENS)}
+    return build_tokenizer_json(folder, added)
