@@ -21,9 +21,9 @@ from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 from torch import Tensor
 
-from ..vgt import generation
+from ..vgt import generation, hub
 from ..vgt.autoencoder import Autoencoder
-from ..vgt.checkpoint import read_checkpoint
+from ..vgt.checkpoint import convert, read_checkpoint
 from ..vgt.config import INTERNVL3, LATENT_CHANNELS, TOKEN_PIXELS, AutoencoderConfig
 from ..vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ..vgt.prompt import PromptTokenizer
@@ -69,14 +69,17 @@ def register_model_folder() -> None:
 
 
 def model_names() -> list[str]:
-    """Names for the Loader's list: what comes with the pack first, then what the user has."""
-    names = folder_paths.get_filename_list(FOLDER)
-    return sorted(names, key=lambda name: (not (_BUNDLED / name).is_file(), name))
+    """Names for the Loader's list: what comes with the pack, what the user has, what can be downloaded."""
+    names = [name for name in folder_paths.get_filename_list(FOLDER) if not name.startswith(hub.WORK)]
+    return sorted(names, key=lambda name: (not (_BUNDLED / name).is_file(), name)) + list(hub.PUBLISHED)
 
 
 def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
-    """Load a model by its name in the list. Raises CheckpointError, FileNotFoundError."""
-    path = folder_paths.get_full_path(FOLDER, name)
+    """Load a model by its name in the list, downloading a published one that is absent.
+
+    Raises CheckpointError, FileNotFoundError, HubError.
+    """
+    path = _download(name) if name in hub.PUBLISHED else folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
     checkpoint = read_checkpoint(path, _host_tokenizer)
@@ -96,6 +99,18 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
         generator = build_generator(checkpoint, dtype=compute, operations=operations)
         patcher = _Patcher(generator, load_device=device, offload_device=memory.unet_offload_device())
     return VGTModel(name, patcher, tokenizer, vae), vae
+
+
+def _download(name: str) -> Path:
+    """The converted file of a published model in models/vgt; the node's bar shows the download, Cancel ends it."""
+    bar = comfy.utils.ProgressBar(1)
+    return hub.obtain(
+        name,
+        Path(folder_paths.models_dir) / FOLDER,
+        lambda source, target: convert(source, target, _host_tokenizer),
+        lambda done, total, _what: bar.update_absolute(done, total),
+        memory.throw_exception_if_processing_interrupted,
+    )
 
 
 def _host_tokenizer(family: str) -> bytes | None:

@@ -18,7 +18,8 @@ class VGTLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=host.model_names(),
-                    tooltip="A model file in models/vgt (or a folder of extra_model_paths.yaml named vgt).",
+                    tooltip="A file in models/vgt, or a published model by name, which is downloaded "
+                    "and converted when it is first used.",
                 ),
                 io.Combo.Input(
                     "dtype",

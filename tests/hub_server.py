@@ -106,6 +106,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # clients break connections too
+            super().handle()
+
     def do_HEAD(self):
         self._answer()
 
@@ -113,10 +117,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self):
-        with contextlib.suppress(ConnectionError):
-            self._route()
-
-    def _route(self):
         hub, url = self.server.hub, urlsplit(self.path)
         parts = unquote(url.path).strip("/").split("/")
         authorization = self.headers.get("Authorization")

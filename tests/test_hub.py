@@ -242,7 +242,9 @@ def test_half_written_files_of_an_earlier_crash(hub, clients):
     clients.run(f"error(obtain, {SFT!r})")
     (partial,) = clients.models.rglob("*.incomplete")
     partial.write_bytes(bytes(partial.stat().st_size))  # as a power cut leaves it
-    (clients.models / ".download" / f"{SFT}.safetensors").write_bytes(b"half a conversion")
+    converted = clients.models / ".download" / SFT / "converted"
+    converted.mkdir()
+    (converted / f"{SFT}.safetensors.17.part").write_bytes(b"half a conversion")
     hub.forget()
     clients.run(f"obtain({SFT!r}); result()")
     assert len(hub.ranges(WEIGHTS)) == 2 and hub.ranges(WEIGHTS)[1] is None
@@ -310,6 +312,15 @@ def test_a_failed_conversion_leaves_nothing_and_downloads_nothing_again(hub, cli
     hub.forget()
     clients.run(f"obtain({SFT!r}); result()", HF_HUB_OFFLINE="1")
     assert hub.requests == [] and left(clients.models) == [f"{SFT}.safetensors"]
+
+
+@pytest.mark.parametrize("how", ["OSError(28, 'full')", "RuntimeError('I/O error: No space left on device')"])
+def test_disk_full_while_converting(clients, how):
+    got = clients.run(f"""
+        def fail(source, out): raise {how}
+        error(obtain, {SFT!r}, convert=fail)
+    """)
+    assert got["error"] == "DiskFull" and f"{SFT}.safetensors" in got["message"]
 
 
 def place_by_hand(folder, *parts):

@@ -85,9 +85,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def convert(source: str | Path, target: str | Path) -> None:
-    """Turn a published file or folder into the single-file format. Raises as read_checkpoint does."""
-    save_checkpoint(read_checkpoint(source), target)
+def convert(
+    source: str | Path, target: str | Path, tokenizer_fallback: Callable[[str], bytes | None] | None = None
+) -> None:
+    """Turn a published file or folder into the single-file format. Takes and raises what read_checkpoint does."""
+    save_checkpoint(read_checkpoint(source, tokenizer_fallback), target)
 
 
 def _read_folder(folder: Path, tokenizer_fallback) -> Checkpoint:
