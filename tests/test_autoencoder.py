@@ -5,6 +5,7 @@ The comparisons with DC-AE and Qwen2.5-VL need `diffusers` and `transformers`, w
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -233,17 +234,7 @@ def casting(layer):
 
     class Casting(layer):
         def forward(self, x):
-            held = dict(self.named_parameters())
-            cast = {name: parameter.to(x) for name, parameter in held.items()}
-            for name in held:
-                delattr(self, name)
-                setattr(self, name, cast[name])
-            try:
-                return super().forward(x)
-            finally:
-                for name, parameter in held.items():
-                    delattr(self, name)
-                    setattr(self, name, parameter)
+            return layer.forward(copy.deepcopy(self).to(x), x)
 
     return Casting
 

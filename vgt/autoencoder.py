@@ -1,4 +1,4 @@
-"""VGT-AE: images to semantic latents and back (arXiv 2511.23469, section 3.1)."""
+"""VGT-AE: images to semantic latents and back (arXiv 2511.23469)."""
 
 from __future__ import annotations
 

@@ -85,8 +85,9 @@ def relu_linear_attention(q, k, v):
     q, k, v: [B, heads, pixels, d], float32, because the sums run over a whole image. Returns the same shape.
     """
     q, k = F.relu(q), F.relu(k)
-    total = q @ k.sum(dim=2).unsqueeze(-1)
-    return q @ (k.transpose(2, 3) @ v) / (total + 1e-15)
+    with torch.autocast(q.device.type, enabled=False):  # training in bf16 must not lower the sums
+        total = q @ k.sum(dim=2).unsqueeze(-1)
+        return q @ (k.transpose(2, 3) @ v) / (total + 1e-15)
 
 
 class GLUMBConv(nn.Module):

@@ -1,6 +1,6 @@
 """The vision towers of the two model families: image -> one semantic vector a token of 28x28 pixels.
 
-InternViT-300M as InternVL3 uses it and Qwen2.5-VL's tower (arXiv 2511.23469, section 3.1: the tokenizer starts from the
+InternViT-300M as InternVL3 uses it and Qwen2.5-VL's tower (arXiv 2511.23469: VGT-AE starts from the
 pretrained encoder of its vision-language model). Tensor names follow the published checkpoints, less their prefixes.
 
 Layers come from `operations`: `torch.nn`, or a host's classes of the same signatures that cast weights as needed.

@@ -1,0 +1,1 @@
+"""What VGT costs, beside a plain baseline on the same weights and noise: `python -m benchmarks`."""

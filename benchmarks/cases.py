@@ -1,0 +1,162 @@
+"""What is timed. Each case yields rows: what, seconds of each contender, the floor in seconds where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import vgt
+from vgt.autoencoder import Autoencoder
+from vgt.config import (
+    INTERNVL3,
+    QWEN2_5_VL,
+    AutoencoderConfig,
+    FlowHeadConfig,
+    GeneratorConfig,
+    InternVisionConfig,
+    LanguageModelConfig,
+    QwenVisionConfig,
+)
+from vgt.flow_head import FlowHead, FlowSampler, FlowSettings
+from vgt.generation import Generator, draw_noise
+
+from .baseline import Baseline, Head
+from .timing import in_turn, peak_memory
+
+TINY = Path(__file__).parent.parent / "models" / "vgt-tiny.safetensors"
+
+QWEN_VISION = AutoencoderConfig(QwenVisionConfig(), semantic_width=2048)
+INTERN_VISION = AutoencoderConfig(InternVisionConfig(), semantic_width=896)
+INTERNVL3_1_6B = LanguageModelConfig(1536, 28, 12, 2, 8960, 151674)
+QWEN2_5_VL_2B = LanguageModelConfig(2048, 24, 16, 2, 11008, 151936)
+"""The published file's layer count is not stated; 24 of the base model's 36 make 2B with embeddings."""
+
+STEPS, CFG = 30, 4.5
+
+
+@dataclass
+class Row:
+    """seconds: median of each contender, "baseline" first; floor: bytes that must move, None where not stated."""
+
+    case: str
+    seconds: dict[str, float]
+    floor: int | None = None
+    memory: int | None = None
+
+
+@torch.no_grad()
+def head(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
+    """The flow head at its published size, one token with guidance, 30 steps."""
+    ours = random_weights(FlowHead(FlowHeadConfig(), 1536, device="meta", dtype=dtype), device)
+    plain = Head(ours)
+    sampler = FlowSampler(ours, FlowSettings(STEPS), device, dtype)
+    for tokens in (1, 4, 16):
+        condition = torch.randn(2 * tokens, 1536, device=device, dtype=dtype)
+        noise = torch.randn(tokens, STEPS, 32, device=device)
+        seconds = in_turn(
+            device,
+            runs,
+            baseline=lambda c=condition, n=noise: plain.sample(c, n, CFG, STEPS),
+            ours=lambda c=condition, n=noise: sampler(c, n, CFG),
+        )
+        yield Row(f"flow head, {tokens} tokens", seconds, head_bytes(ours))
+
+
+def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
+    """VGT-Tiny, prompt to latent."""
+    model = vgt.load(TINY, device, dtype)
+    side = 28 * min(8, model.config.generator.query_grid)
+    for tokens_per_step in (1, 4, 16):
+        yield generation("VGT-Tiny", model.generator, model.tokenizer, side, 1, tokens_per_step, runs)
+
+
+def full(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
+    """The published sizes with random weights, 448x448."""
+    tokenizer = vgt.load(TINY).tokenizer
+    for name, family, language in (
+        ("InternVL3-1.6B", INTERNVL3, INTERNVL3_1_6B),
+        ("Qwen2.5-VL-2B", QWEN2_5_VL, QWEN2_5_VL_2B),
+    ):
+        generator = random_weights(Generator(GeneratorConfig(language), family, device="meta", dtype=dtype), device)
+        for batch in (1, 4):
+            for tokens_per_step in (1, 4, 16):
+                yield generation(name, generator, tokenizer, 448, batch, tokens_per_step, runs)
+
+
+def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -> Row:
+    device = generator.image_in_projector.weight.device
+    prompts = ["a red circle above a blue square"] * batch
+    noise = draw_noise(0, range(batch), (side // 28) ** 2, STEPS)
+    settings = {"height": side, "width": side, "seed": 0, "cfg": CFG, "tokens_per_step": tokens_per_step}
+    plain = Baseline(generator, tokenizer)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = in_turn(
+        device,
+        runs,
+        baseline=lambda: plain.generate(prompts, **settings, steps=STEPS, noise=noise),
+        ours=lambda: vgt.generation.generate(
+            generator, tokenizer, prompts, **settings, flow=FlowSettings(STEPS), noise=noise
+        ),
+    )
+    steps = max(1, (side // 28) ** 2 // tokens_per_step)
+    language = sum(p.numel() * p.element_size() for p in generator.language_model.layers.parameters())
+    floor = steps * (language + head_bytes(generator.flow_head))
+    case = f"{name}, {side}x{side}, batch {batch}, {tokens_per_step} a step"
+    return Row(case, seconds, floor, peak_memory(device))
+
+
+@torch.no_grad()
+def autoencoder(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
+    """Encode and decode at 448x448; decode beside diffusers' decoder with the same weights."""
+    from diffusers import AutoencoderDC
+
+    pixels = torch.rand(1, 3, 448, 448, device=device, dtype=dtype)
+    latent = torch.randn(1, 32, 16, 16, device=device, dtype=dtype)
+    for name, config in (("InternVL3", INTERN_VISION), ("Qwen2.5-VL", QWEN_VISION)):
+        model = random_weights(Autoencoder(config, device="meta", dtype=dtype), device)
+        yield Row(f"encode, {name}, 448x448", in_turn(device, runs, ours=lambda m=model: m.encode(pixels)))
+    with torch.device("meta"):
+        theirs = AutoencoderDC(
+            latent_channels=32,
+            attention_head_dim=32,
+            encoder_block_types="ResBlock",
+            encoder_block_out_channels=(32,) * 6,
+            encoder_layers_per_block=(1,) * 6,
+            encoder_qkv_multiscales=((),) * 6,
+            decoder_block_types=("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+            decoder_block_out_channels=config.decoder.widths,
+            decoder_layers_per_block=config.decoder.blocks,
+            decoder_qkv_multiscales=((), (), (), (5,), (5,), (5,)),
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+        ).decoder
+    theirs.load_state_dict(model.pixel_decoder.state_dict(), assign=True)
+    seconds = in_turn(device, runs, baseline=lambda: theirs(latent), ours=lambda: model.pixel_decoder(latent))
+    yield Row("decode, 448x448 (baseline: diffusers)", seconds)
+
+
+def random_weights(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Give a module on the meta device small random weights (norm scales near 1), the same each time."""
+    module = module.to_empty(device=device).requires_grad_(False).eval()
+    generator = torch.Generator(device).manual_seed(0)
+    for name, tensor in module.state_dict().items():
+        if tensor.ndim == 1 and name.endswith("weight"):
+            tensor.fill_(1)
+        else:
+            tensor.normal_(0, 0.02, generator=generator)
+    return module
+
+
+def head_bytes(head: FlowHead) -> int:
+    """Bytes that a token's flow must read: the modulation matrix once, the rest at every step."""
+    sizes = {name: p.numel() * p.element_size() for name, p in head.named_parameters()}
+    once = sum(size for name, size in sizes.items() if name.startswith(("modulation", "cond_embed", "time_embed")))
+    return once + STEPS * (sum(sizes.values()) - once)
+
+
+CASES = {"head": head, "tiny": tiny, "autoencoder": autoencoder, "full": full}

@@ -1,0 +1,43 @@
+"""How things are timed: warmed up, in turn, on a device that has finished its work."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+
+def in_turn(device: torch.device, runs: int, **contenders) -> dict[str, float]:
+    """Median seconds of each contender (a function without arguments) over `runs` rounds, A B A B …, after one warm-up.
+
+    Taking turns keeps a drifting machine from favouring one of them.
+    """
+    seconds = {name: [] for name in contenders}
+    for round_ in range(runs + 1):
+        for name, work in contenders.items():
+            _finish(device)
+            began = time.perf_counter()
+            work()
+            _finish(device)
+            if round_:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second that the device reads (a copy reads and writes each byte; both count)."""
+    size = 2**30 if device.type == "cuda" else 2**27
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / in_turn(device, 5, copy=lambda: target.copy_(source))["copy"]
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes allocated at the peak since the last reset; None where the device does not say."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
