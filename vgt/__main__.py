@@ -78,7 +78,7 @@ def _generate(options) -> None:
 
     flow = FlowSettings(steps=options.steps)
     model = _load(options)
-    with tqdm(unit="token") as bar:
+    with tqdm(unit="token", delay=0.001) as bar:  # not shown for a run that does not begin
 
         def progress(state):
             bar.total = state.total

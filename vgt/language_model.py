@@ -53,11 +53,15 @@ class _SelfAttention(nn.Module):
         self.qkv_proj = operations.Linear(config.width, sum(self.splits) * config.head_width, bias=True, **factory)
         self.o_proj = operations.Linear(config.heads * config.head_width, config.width, bias=False, **factory)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, layer: int, slot: int, mask: Tensor | None):
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int, slot: int, mask: Tensor | None
+    ):
         rows, m, _ = x.shape
         qkv = self.qkv_proj(x).view(rows, m, -1, self.head_width).transpose(1, 2)
         q, k, v = qkv.split(self.splits, dim=1)
-        k, v = cache.write(layer, slot, _rotate(k, cos, sin), v)
+        k = _rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.write(layer, slot, k, v)
         out = attention(_rotate(q, cos, sin), k, v, mask, causal=mask is None)
         return self.o_proj(out.transpose(1, 2).reshape(rows, m, -1))
 
@@ -98,14 +102,19 @@ class LanguageModel(nn.Module):
         self.norm = operations.RMSNorm(config.width, eps=config.eps, **factory)
 
     def forward(
-        self, embeds: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache, slot: int, mask: Tensor | None = None
+        self,
+        embeds: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        slot: int = 0,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Feed m inputs at cache slots slot … slot+m-1.
 
         Args:
             embeds: [rows, m, width].
             rotary: cosines and sines, each [rows, 1, m, head_width], in the dtype of embeds.
-            cache: written in place.
+            cache: written in place; None: the inputs see one another only (slot 0), and gradients flow.
             mask: bool [rows or 1, 1, m, slot+m], True = seen; None: each input sees all slots up to its own.
 
         Returns the hidden states after the final norm, [rows, m, width].

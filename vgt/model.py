@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
-from .checkpoint import Checkpoint, load_state, read_checkpoint
+from .checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
 from .config import ModelConfig
 from .generation import Generator, generate
 from .prompt import PromptTokenizer
@@ -90,9 +90,15 @@ def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn
 
 
 def build_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
-    """The prompt tokenizer of a full model. Raises FileNotFoundError when the checkpoint came without one."""
+    """The prompt tokenizer of a full model.
+
+    Raises FileNotFoundError when the checkpoint came without one, CheckpointError when it is none.
+    """
     if checkpoint.tokenizer_json is None:
         raise FileNotFoundError(
             f"{checkpoint.path.name} has no tokenizer beside it; put the base model's tokenizer.json into base/."
         )
-    return PromptTokenizer(checkpoint.tokenizer_json, checkpoint.config.pad_token)
+    try:
+        return PromptTokenizer(checkpoint.tokenizer_json, checkpoint.config.pad_token)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path.name} cannot be loaded: {error}") from error

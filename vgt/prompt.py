@@ -38,8 +38,8 @@ class PromptTokenizer:
     def __init__(self, tokenizer_json: bytes | str, pad_token: str):
         from tokenizers import Tokenizer
 
-        text = tokenizer_json if isinstance(tokenizer_json, str) else tokenizer_json.decode("utf-8")
         try:
+            text = tokenizer_json if isinstance(tokenizer_json, str) else tokenizer_json.decode("utf-8")
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(

@@ -3,14 +3,18 @@
 The format: a zip archive with `data.pkl` and one stored (uncompressed) entry a storage. Training frameworks pickle
 objects of their own beside the tensors, which `torch.load(weights_only=True)` refuses; here every name a pickle asks
 for is answered by an inert placeholder, except the few that make a tensor.
+
+Every size is checked against the file before it is used: reading past the end of a mapped file kills the process.
 """
 
 from __future__ import annotations
 
 import collections
 import io
+import math
 import pickle
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -31,6 +35,9 @@ _DTYPES = {
 }
 _MAX_PICKLE = 64 << 20
 """Bytes. The pickle of a model holds names and shapes; what is larger is no model."""
+_MAX_DIMENSIONS = 8
+_LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
+"""Near the start of what torch.save wrote before its version 1.6, and still writes if told to."""
 
 
 class TorchFileError(ValueError):
@@ -46,9 +53,6 @@ class Placeholder:
     def __call__(self, *args, **kwargs):
         return Placeholder()
 
-    def __setstate__(self, state):
-        pass
-
     def __setitem__(self, key, value):
         pass
 
@@ -62,50 +66,68 @@ class Placeholder:
         pass
 
 
-class _Storage:
-    def __init__(self, dtype: torch.dtype, data: Tensor):
-        self.dtype, self.data = dtype, data
+class _Tuple(tuple):
+    """A tuple that hashes without looking inside: as a dict's key, one nested deep would overflow the stack."""
+
+    __hash__ = object.__hash__
 
 
 def read_torch_file(path: str | Path) -> object:
     """The pickled object of `path`, with its tensors memory-mapped (private: writing to one does not reach the file).
 
-    Raises TorchFileError when the file is no such archive, is truncated, or its tensors do not fit their storages.
+    Raises TorchFileError when the file is no such archive, is damaged, or its tensors do not fit their storages.
     """
+    with open(path, "rb") as file:
+        start = file.read(32)
+    if not start:
+        raise TorchFileError("it is empty")
+    if _LEGACY_MAGIC in start:
+        raise TorchFileError(
+            "it is in the format of PyTorch before 1.6; load it with torch.load and save it again with torch.save"
+        )
+    if not start.startswith(b"PK"):
+        raise TorchFileError("it is not a file written by torch.save")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
-            if len(names) != 1:
-                raise TorchFileError("it is a zip archive, but not one that torch.save wrote")
-            if archive.getinfo(names[0]).file_size > _MAX_PICKLE:
-                raise TorchFileError("its pickle is too large for a model")
-            unpickler = _Unpickler(path, archive, names[0].removesuffix("data.pkl"))
-            return unpickler.load()
+            return _Unpickler(path, archive).load()
     except (TorchFileError, OSError):
         raise
     except zipfile.BadZipFile as error:
-        raise TorchFileError("it is truncated or not a file written by torch.save") from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise TorchFileError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
+        raise TorchFileError("it is truncated or damaged") from error
+    except Exception as error:  # a damaged archive or pickle can fail in any way
+        raise TorchFileError("it is damaged or no model (its pickle cannot be read)") from error
 
 
-class _Unpickler(pickle._Unpickler):  # the Python one: a damaged file cannot make it reserve memory by a wild index
-    def __init__(self, path, archive: zipfile.ZipFile, prefix: str):
-        super().__init__(io.BytesIO(archive.read(prefix + "data.pkl")), encoding="utf-8")
+class _Unpickler(pickle._Unpickler):  # the Python one: a wild memo index cannot make it reserve memory
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, path: str | Path, archive: zipfile.ZipFile):
+        names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
+        if len(names) != 1:
+            raise TorchFileError("it is a zip archive, but not one that torch.save wrote")
+        info = archive.getinfo(names[0])
+        if info.file_size > _MAX_PICKLE or info.compress_type != zipfile.ZIP_STORED:
+            raise TorchFileError("it is a zip archive, but its pickle is not as torch.save writes it")
+        super().__init__(io.BytesIO(archive.read(info)), encoding="utf-8")
         self._archive = archive
-        self._prefix = prefix
+        self._prefix = names[0].removesuffix("data.pkl")
+        byteorder = self._prefix + "byteorder"
+        if byteorder in archive.namelist() and archive.read(byteorder).decode() != sys.byteorder:
+            raise TorchFileError("it was written on a machine of another byte order")
         self._size = Path(path).stat().st_size
-        self._path = str(path)
-        mapped = torch.UntypedStorage.from_file(self._path, False, self._size)
+        try:
+            mapped = torch.UntypedStorage.from_file(str(path), False, self._size)
+        except RuntimeError as error:
+            raise TorchFileError(f"its {self._size} bytes cannot be mapped into memory") from error
         self._bytes = torch.empty(0, dtype=torch.uint8).set_(mapped)
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _rebuild_parameter
+        if module == "torch._utils" and name in _REBUILD:
+            return _REBUILD[name]
+        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
+            return _rebuild_from_type
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         return Placeholder
@@ -114,37 +136,89 @@ class _Unpickler(pickle._Unpickler):  # the Python one: a damaged file cannot ma
         kind, dtype, name, _device, count = key
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             return Placeholder()
-        begin, length = self._locate(f"{self._prefix}data/{name}")
-        if count * dtype.itemsize > length:
-            raise TorchFileError(f"storage {name} is shorter than it says")
-        data = self._bytes[begin : begin + count * dtype.itemsize]
-        if data.storage_offset() % dtype.itemsize:
-            data = data.clone()  # written by a torch that did not align
-        return _Storage(dtype, data.view(dtype))
+        begin, length = self._locate(f"{self._prefix}data/{_checked(name, str)}")
+        end = begin + _checked(count, int) * dtype.itemsize
+        if end > begin + length:
+            raise TorchFileError(f"its storage {name} is shorter than it says")
+        if begin % dtype.itemsize:
+            raise TorchFileError("its tensors are not aligned, which torch.save always does")
+        return self._bytes[begin:end].view(dtype)
 
     def _locate(self, entry: str) -> tuple[int, int]:
         """Where in the file the bytes of a stored entry are: its local header has a length of its own."""
         info = self._archive.getinfo(entry)
         if info.compress_type != zipfile.ZIP_STORED:
             raise TorchFileError("its tensors are compressed, which torch.save never does")
-        header = self._bytes[info.header_offset : info.header_offset + 30].numpy().tobytes()
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise TorchFileError("it is truncated")
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        begin = info.header_offset + 30 + name_length + extra_length
-        if begin + info.file_size > self._size:
-            raise TorchFileError("it is truncated")
+        begin = info.header_offset + 30
+        if not 30 <= begin <= self._size:
+            raise TorchFileError("it is truncated or damaged")
+        header = self._bytes[begin - 30 : begin].numpy().tobytes()
+        begin += sum(struct.unpack("<HH", header[26:30]))  # lengths of the name and of the extra field
+        if header[:4] != b"PK\x03\x04" or begin + info.file_size > self._size:
+            raise TorchFileError("it is truncated or damaged")
         return begin, info.file_size
 
+    # What else a pickle may do: the state of an object is dropped, sets are not built, tuples hash by identity.
 
-def _rebuild_tensor(storage: _Storage, offset: int, size, stride, *_rest) -> Tensor:
-    if not isinstance(storage, _Storage):
+    def _build(self):
+        self.stack.pop()
+
+    def _set(self):
+        self.append(Placeholder())
+
+    def _add_items(self):
+        self.pop_mark()
+
+    def _frozen_set(self):
+        self.pop_mark()
+        self.append(Placeholder())
+
+    dispatch[pickle.BUILD[0]] = _build
+    dispatch[pickle.EMPTY_SET[0]] = _set
+    dispatch[pickle.ADDITEMS[0]] = _add_items
+    dispatch[pickle.FROZENSET[0]] = _frozen_set
+    for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+
+        def _tuple(self, load=dispatch[_opcode[0]]):
+            load(self)
+            self.stack[-1] = _Tuple(self.stack[-1])
+
+        dispatch[_opcode[0]] = _tuple
+    # No torch.save writes these; they reach into the process or reserve memory by a number in the file.
+    for _opcode in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER):
+        del dispatch[_opcode[0]]
+
+
+def _checked(value, kind: type):
+    """`value` if it is a string, or a number that can be a size; what a damaged pickle says may be anything."""
+    if type(value) is not kind or (kind is int and not 0 <= value < 2**48):
+        raise TorchFileError("it is damaged (a tensor of impossible size)")
+    return value
+
+
+def _rebuild_tensor(storage, offset, size, stride, *_rest) -> Tensor | Placeholder:
+    if not isinstance(storage, Tensor):
         return Placeholder()
-    reach = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) + 1
-    if min([offset, *size, *stride]) < 0 or (0 not in size and reach > storage.data.numel()):
-        raise TorchFileError("a tensor reaches beyond its storage")
-    return storage.data.as_strided(size, stride, storage.data.storage_offset() + offset)
+    for number in (offset, *size, *stride):
+        _checked(number, int)
+    if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
+        raise TorchFileError("it is damaged (a tensor of impossible size)")
+    reach = offset + sum((length - 1) * step for length, step in zip(size, stride)) + 1
+    if 0 not in size and (reach > storage.numel() or math.prod(size) > storage.numel()):
+        raise TorchFileError("it is damaged (a tensor reaches beyond its storage)")
+    return storage.as_strided(size, stride, storage.storage_offset() + offset)
 
 
 def _rebuild_parameter(data, *_rest):
     return data
+
+
+def _rebuild_from_type(rebuild, _type, args, _state):
+    return rebuild(*args)
+
+
+_REBUILD = {
+    "_rebuild_tensor_v2": _rebuild_tensor,
+    "_rebuild_parameter": _rebuild_parameter,
+    "_rebuild_parameter_with_state": _rebuild_parameter,
+}

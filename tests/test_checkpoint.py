@@ -1,0 +1,738 @@
+"""Every file a model may come in, what is said of those that are none, and that nothing in one is ever run."""
+
+from __future__ import annotations
+
+import collections
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import vgt
+from vgt.__main__ import main
+from vgt.checkpoint import CONFIG_KEY, convert, load_state, read_checkpoint, save_checkpoint
+from vgt.torch_file import Placeholder, TorchFileError, read_torch_file
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FAMILIES = ("internvl3", "qwen2_5_vl")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(family, tmp_path):
+    """The published layout without weights."""
+    return make_folder(family, tmp_path / "model")
+
+
+def make_folder(family, folder):
+    for part in ("base", "dc_ae"):
+        shutil.copytree(FIXTURES / family / part, folder / part)
+    return folder
+
+
+def full_state(family):
+    return dict(read_torch_file(FIXTURES / family / "iter_5000.pth")["state_dict"])
+
+
+def tokenizer_state(family):
+    return dict(read_torch_file(next((FIXTURES / family).glob("vgt_ae_*.pth"))))
+
+
+def reference(family):
+    return read_checkpoint(FIXTURES / family)
+
+
+def same(found, expected):
+    assert found.config == expected.config
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype
+        assert torch.equal(found.tensors[name].contiguous(), tensor.contiguous()), name
+
+
+def refused(path, *words):
+    """The sentence with which `path` is refused; it names the file and holds the words."""
+    with pytest.raises(vgt.CheckpointError) as caught:
+        vgt.load(path)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and sentence.endswith(".") and len(sentence) < 600
+    for word in (Path(path).name, *words):
+        assert word in sentence
+    return sentence
+
+
+# Layouts
+
+
+def test_ema_weights_win(family, folder):
+    state = full_state(family)
+    raw = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    ema = {"module." + name: tensor.clone() for name, tensor in state.items()} | {"steps": torch.tensor(5000)}
+    torch.save({"meta": {"iter": 1}, "state_dict": raw, "ema_state_dict": ema}, folder / "iter_1.pth")
+    same(read_checkpoint(folder), reference(family))
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_tokenizer_alone(family, folder, key):
+    state = tokenizer_state(family)
+    torch.save({key: state} if key else state, folder / "plain.pth")
+    plain = read_checkpoint(folder)
+    assert plain.config.generator is None and plain.config.autoencoder == reference(family).config.autoencoder
+    assert vgt.load(folder).generator is None
+    teachers = {"teacher.x": torch.ones(3), "teacher_mlp1.0.weight": torch.ones(3), "vit_mean": torch.ones(3)}
+    torch.save({key: state | teachers} if key else state | teachers, folder / "taught.pth")
+    same(read_checkpoint(folder / "taught.pth"), plain)
+
+
+def test_published_names_in_safetensors(family, folder):
+    state = {name: tensor.contiguous().clone() for name, tensor in full_state(family).items()}
+    save_file(state, folder / "model.safetensors")
+    same(read_checkpoint(folder), reference(family))
+    same(read_checkpoint(folder / "model.safetensors"), reference(family))
+
+
+@pytest.mark.parametrize("kept", ["lmm.language_model.", "lmm.model.language_model."])
+def test_one_copy_of_qwens_language_model_is_enough(kept, tmp_path):
+    folder, state = make_folder("qwen2_5_vl", tmp_path / "model"), full_state("qwen2_5_vl")
+    both = ("lmm.language_model.", "lmm.model.language_model.")
+    assert all(any(name.startswith(prefix) for name in state) for prefix in both)
+    left = {name: t for name, t in state.items() if name.startswith(kept) or not name.startswith(both)}
+    assert len(left) < len(state)
+    torch.save({"state_dict": left}, folder / "iter_1.pth")
+    same(read_checkpoint(folder), reference("qwen2_5_vl"))
+
+
+def test_parameters_views_and_shared_storages(family, folder):
+    state = full_state(family)
+    whole = torch.cat([tensor.flatten() for tensor in state.values()])
+    shared, begin = {}, 0
+    for name, tensor in state.items():
+        shared[name] = whole[begin : begin + tensor.numel()].view(tensor.shape)
+        begin += tensor.numel()
+    name = "image_out_projector.weight"
+    shared[name] = torch.nn.Parameter(shared[name].T.contiguous().T)
+    assert not shared[name].is_contiguous()
+    extra = torch.nn.Parameter(shared["image_in_projector.weight"])
+    extra.note = "frameworks hang attributes on parameters"
+    shared["image_in_projector.weight"] = extra
+    torch.save({"state_dict": shared}, folder / "iter_1.pth")
+    same(read_checkpoint(folder), reference(family))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_weights_are_loaded_in_any_dtype(family, folder, dtype):
+    torch.save({name: tensor.to(dtype) for name, tensor in tokenizer_state(family).items()}, folder / "ae.pth")
+    found = vgt.load(folder, dtype=torch.float32).autoencoder.state_dict()
+    for name, tensor in vgt.load(FIXTURES / family, dtype=torch.float32).autoencoder.state_dict().items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], tensor, atol=1e-7, rtol=1e-3)
+
+
+# Folders
+
+
+def test_full_model_wins_and_several_are_named(family, folder):
+    fixtures = FIXTURES / family
+    shutil.copy(next(fixtures.glob("vgt_ae_*.pth")), folder / "ae.pth")
+    assert read_checkpoint(folder).config.generator is None
+    shutil.copy(fixtures / "iter_5000.pth", folder)
+    (folder / "broken.pth").write_bytes(b"PK\x03\x04 half a file")
+    assert read_checkpoint(folder).path.name == "iter_5000.pth"
+    assert read_checkpoint(folder / "ae.pth").config.generator is None
+    shutil.copy(fixtures / "iter_5000.pth", folder / "iter_9000.pth")
+    refused(folder, "iter_5000.pth", "iter_9000.pth")
+
+
+def test_a_broken_file_beside_a_tokenizer_is_told(folder, family):
+    shutil.copy(next((FIXTURES / family).glob("vgt_ae_*.pth")), folder / "ae.pth")
+    (folder / "iter_1.pth").write_bytes((FIXTURES / family / "iter_5000.pth").read_bytes()[:-100])
+    with pytest.raises(vgt.CheckpointError, match=r"iter_1.pth cannot be loaded: it is truncated"):
+        vgt.load(folder)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        vgt.load(tmp_path / "none.pth")
+    with pytest.raises(vgt.CheckpointError, match="holds no weight file"):
+        vgt.load(tmp_path)
+
+
+def test_sizes_of_the_tensors_win_over_the_config(family, folder):
+    shutil.copy(FIXTURES / family / "iter_5000.pth", folder)
+    config = json.loads((folder / "base/config.json").read_text())
+    for section in (config, config.get("llm_config", {}), config["vision_config"]):
+        for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "depth", "vocab_size", "image_size"):
+            if key in section:
+                section[key] = 7 + section[key]
+    (folder / "base/config.json").write_text(json.dumps(config))
+    decoder = json.loads((folder / "dc_ae/config.json").read_text()) | {"decoder_block_out_channels": [8] * 6}
+    (folder / "dc_ae/config.json").write_text(json.dumps(decoder))
+    same(read_checkpoint(folder), reference(family))
+
+
+def test_configs_of_unknown_models_are_asked_for(family, folder):
+    shutil.copy(FIXTURES / family / "iter_5000.pth", folder)
+    shutil.rmtree(folder / "base")
+    refused(folder / "iter_5000.pth", "base/config.json")
+
+
+@pytest.mark.parametrize("value", [0, -4, 3, 10**9, 2**60, "four", None, [4], {}, float("nan"), float("inf"), True])
+def test_impossible_head_counts_are_refused(value, tmp_path):
+    for family, section, key in (
+        ("internvl3", "vision_config", "num_attention_heads"),
+        ("internvl3", "llm_config", "num_attention_heads"),
+        ("internvl3", "llm_config", "num_key_value_heads"),
+        ("qwen2_5_vl", "vision_config", "num_heads"),
+        ("qwen2_5_vl", "vision_config", "window_size"),
+    ):
+        folder = make_folder(family, tmp_path / f"{family}-{section}-{key}")
+        shutil.copy(FIXTURES / family / "iter_5000.pth", folder)
+        config = json.loads((folder / "base/config.json").read_text())
+        config[section][key] = value
+        (folder / "base/config.json").write_text(json.dumps(config))
+        refused(folder / "iter_5000.pth")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[1]", '{"vision_config": 3}', "[" * 10**6, "\xff", '{"a":' * 10**5], ids=range(7)
+)
+def test_configs_that_are_none_are_named(text, family, folder):
+    shutil.copy(FIXTURES / family / "iter_5000.pth", folder)
+    (folder / "base/config.json").write_text(text, encoding="latin-1")
+    refused(folder / "iter_5000.pth", "base/config.json")
+
+
+# Files that do not fit
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("image_head.net.cond_embed.weight", "generator"),
+        ("vgt_ae.down_blocks.1.mlp.3.bias", "VGT-AE"),
+        ("vgt_ae.decoder.norm_out.weight", "VGT-AE"),
+        ("image_in_projector.bias", "generator"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(family, folder, name, part):
+    state, own = full_state(family), name.rpartition("net.")[2].removeprefix("vgt_ae.").removeprefix("decoder.")
+    path = folder / "iter_1.pth"
+    torch.save({"state_dict": {key: tensor for key, tensor in state.items() if key != name}}, path)
+    refused(path, own, "missing", part, family)
+    torch.save({"state_dict": state | {name + "_more": torch.zeros(2)}}, path)
+    refused(path, own + "_more", "unexpected", part, family)
+    torch.save({"state_dict": state | {name: torch.zeros(2, 9)}}, path)
+    refused(path, own, "misshapen", "[2, 9]", part, family)
+    torch.save({"state_dict": state | {name: torch.zeros(state[name].shape, dtype=torch.int32)}}, path)
+    refused(path, own, "torch.int32")
+
+
+def test_half_of_what_is_joined_is_named(folder, family):
+    state, path = full_state(family), folder / "iter_1.pth"
+    names = [name for name in state if name.endswith("layers.1.self_attn.k_proj.weight")]
+    weight = state[names[0]]
+    state = {name: tensor for name, tensor in state.items() if name not in names}
+    torch.save({"state_dict": state}, path)
+    refused(path, "layers.1.self_attn.k_proj.weight", "missing")
+    for other in (weight[:, 1:].clone(), torch.tensor(1.0)):
+        torch.save({"state_dict": state | dict.fromkeys(names, other)}, path)
+        refused(path, "layers.1.self_attn.k_proj.weight", "do not go together")
+
+
+def test_tensors_of_nothing_known_are_named(family, folder):
+    torch.save(full_state(family) | {"somewhere.else": torch.zeros(2)}, folder / "iter_1.pth")
+    refused(folder / "iter_1.pth", "somewhere.else", "unexpected", "full VGT model")
+    torch.save(tokenizer_state(family) | {"image_head.net.x": torch.zeros(2)}, folder / "ae.pth")
+    refused(folder / "ae.pth", "flow_head.x", "unexpected", "VGT-AE")
+
+
+@pytest.mark.parametrize("index", ["999999999", "-1", "²", "9" * 5000])
+def test_a_wild_layer_number_is_no_layer_count(index, folder, family):
+    state, path = full_state(family), folder / "iter_1.pth"
+    prefix = "lmm.language_model.model." if family == "internvl3" else "lmm.language_model."
+    torch.save(state | {f"{prefix}layers.{index}.mlp.up_proj.weight": torch.zeros(2)}, path)
+    refused(path, "layers.")
+    torch.save(state | {f"image_head.net.res_blocks.{index}.x": torch.zeros(2)}, path)
+    refused(path)
+
+
+def test_too_many_layers_are_refused(folder, family):
+    many = {f"image_head.net.res_blocks.{index}.x": torch.zeros(1) for index in range(2000)}
+    torch.save(full_state(family) | many, folder / "iter_1.pth")
+    refused(folder / "iter_1.pth", "res_blocks", "layers")
+
+
+def test_files_that_are_no_model(tmp_path):
+    png = b"\x89PNG\r\n\x1a\n" + bytes(100)
+    for name, content, words in (
+        ("text.pth", b"hello\n" * 9, "not a file written by torch.save"),
+        ("empty.pth", b"", "empty"),
+        ("image.pth", png, "not a file written by torch.save"),
+        ("text.safetensors", b"hello\n" * 9, "not a safetensors file"),
+        ("empty.safetensors", b"", "not a safetensors file"),
+        ("image.safetensors", png, "not a safetensors file"),
+        ("huge.safetensors", struct.pack("<Q", 2**62) + b"{}", "not a safetensors file"),
+        ("deep.safetensors", struct.pack("<Q", 10**6) + b"[" * 10**6, "not a safetensors file"),
+        ("model.txt", b"hello", "no model file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, words)
+    torch.save({"first_stage_model.encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "sd_vae.pth")
+    refused(tmp_path / "sd_vae.pth", "not a VGT model")
+    save_file({"decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}, tmp_path / "sd_vae.safetensors")
+    refused(tmp_path / "sd_vae.safetensors", "not a VGT model")
+    for content in ([1, 2], {"epoch": 3}, torch.zeros(3), None):
+        torch.save(content, tmp_path / "other.pth")
+        refused(tmp_path / "other.pth", "holds no")
+    with zipfile.ZipFile(tmp_path / "archive.pth", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    refused(tmp_path / "archive.pth", "not one that torch.save wrote")
+
+
+def test_truncated_files(tmp_path):
+    shutil.copytree(FIXTURES / "internvl3", tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "whole.safetensors")
+    for source in (tmp_path / "model/iter_5000.pth", tmp_path / "whole.safetensors"):
+        data = source.read_bytes()
+        for length in (1, 7, 30, 4096, len(data) // 2, len(data) - 4097, len(data) - 1):
+            path = tmp_path / f"half{source.suffix}"
+            path.write_bytes(data[:length])
+            refused(path)
+
+
+def test_the_format_before_1_6_says_what_to_do(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    refused(tmp_path / "old.pth", "torch.load", "torch.save")
+
+
+# Pickles that want more than tensors
+
+
+class Evil:
+    """Pickled, it asks for os.system."""
+
+    def __init__(self, marker):
+        self.command = f"touch {marker}"
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+class EvilState(Evil):
+    """Runs the command in __setstate__, if such an object were made."""
+
+    def __reduce__(self):
+        return EvilState, ("x",), {"command": self.command}
+
+    def __setstate__(self, state):
+        os.system(state["command"])
+
+
+def evil_pickles(marker):
+    command = f"touch {marker}".encode()
+    yield pickle.dumps(Evil(marker), 2)
+    yield pickle.dumps(Evil(marker), 4)
+    yield pickle.dumps({"state_dict": {"a": [Evil(marker)]}, "message_hub": (Evil(marker), {"b": Evil(marker)})}, 2)
+    yield pickle.dumps(EvilState(marker), 2)
+    yield b"(S'" + command + b"'\nios\nsystem\n."  # INST
+    yield b"(cos\nsystem\nS'" + command + b"'\no."  # OBJ
+    yield b"\x80\x02cos\nsystem\n(S'" + command + b"'\nt\x81."  # NEWOBJ
+    yield b"\x80\x04\x8c\x02os\x8c\x06system\x93}\x8c\x01a\x8c\x01bs\x85\x92."  # STACK_GLOBAL, NEWOBJ_EX
+    yield b"c__builtin__\neval\n(S\"__import__('os').system('" + command + b"')\"\ntR."
+    yield b"ccollections\nOrderedDict\n)R}S'__class__'\ncos\nsystem\nsb."  # BUILD
+    yield b"cos\nsystem\n."
+    yield b"ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\nNS'" + command + b"'\n\x85NtR."
+
+
+def write_torch_file(path, data, storages=(b"",), compress=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compress) as archive:
+        archive.writestr("x/data.pkl", data)
+        for index, storage in enumerate(storages):
+            archive.writestr(f"x/data/{index}", storage)
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_nothing_a_pickle_names_is_run(tmp_path, index):
+    marker, path = tmp_path / "marker", tmp_path / "evil.pth"
+    write_torch_file(path, list(evil_pickles(marker))[index])
+    refused(path)
+    assert not marker.exists()
+
+
+def test_the_evil_pickles_would_run(tmp_path):
+    marker = tmp_path / "marker"
+    pickle.loads(next(evil_pickles(marker)))
+    assert marker.exists()
+
+
+def test_a_model_with_evil_beside_it_loads(tmp_path, folder, family):
+    marker = tmp_path / "marker"
+    content = {"meta": Evil(marker), "state_dict": full_state(family), "hub": {"log": [EvilState(marker)], (1, 2): 3}}
+    torch.save(content, folder / "iter_1.pth")
+    same(read_checkpoint(folder), reference(family))
+    assert not marker.exists()
+
+
+def tensor_pickle(storage="0", count="4", offset="0", size="(I2\nI2\nt", stride="(I2\nI1\nt", dtype="FloatStorage"):
+    """The pickle of {"a": tensor}, its parts as opcodes."""
+    return (
+        "(dS'a'\n"
+        "ctorch._utils\n_rebuild_tensor_v2\n("
+        f"(S'storage'\nctorch\n{dtype}\nS'{storage}'\nS'cpu'\nI{count}\ntQ"
+        f"I{offset}\n{size}{stride}I00\nNtRs."
+    ).encode()
+
+
+def test_tensor_pickles_are_as_torch_reads_them(tmp_path):
+    write_torch_file(tmp_path / "x.pth", tensor_pickle(), [struct.pack("<4f", 1, 2, 3, 4)])
+    assert read_torch_file(tmp_path / "x.pth")["a"].tolist() == [[1, 2], [3, 4]]
+    write_torch_file(tmp_path / "x.pth", tensor_pickle() + b".", [struct.pack("<4f", 1, 2, 3, 4)])
+    with pytest.raises(TorchFileError, match="aligned"):
+        read_torch_file(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"count": "5"},
+        {"count": "-1"},
+        {"count": str(2**62)},
+        {"count": str(10**30)},
+        {"offset": "1"},
+        {"offset": "-1"},
+        {"size": f"(I{2**40}\nI{2**40}\nt", "stride": "(I0\nI0\nt"},
+        {"size": "(I1000000\nI1\nt", "stride": "(I0\nI0\nt"},
+        {"size": f"(L{2**200}L\nI1\nt"},
+        {"size": "(I-2\nI2\nt"},
+        {"size": "(F2.5\nI2\nt"},
+        {"size": "(S'two'\nI2\nt"},
+        {"size": "(I2\nt"},
+        {"stride": "(I-2\nI1\nt"},
+        {"size": "(" + "I1\n" * 90 + "t", "stride": "(" + "I1\n" * 90 + "t"},
+        {"storage": "1"},
+        {"storage": "../0"},
+        {"dtype": "DoubleStorage"},
+    ],
+    ids=lambda parts: "-".join(f"{key}={value[:12]!r}" for key, value in parts.items()),
+)
+def test_tensors_that_reach_beyond_the_file_are_refused(tmp_path, parts):
+    write_torch_file(tmp_path / "x.pth", tensor_pickle(**parts), [struct.pack("<4f", 1, 2, 3, 4)])
+    with pytest.raises(TorchFileError):
+        read_torch_file(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",  # BYTEARRAY8
+        b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b".",  # BINUNICODE8
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**63) + b".",  # BINBYTES8
+        b"\x80\x02\x8b\xff\xff\xff\x7f.",  # LONG4
+        b"\x80\x04\x95" + struct.pack("<Q", 2**50) + b"N.",  # FRAME
+        b"\x80\x02N" + b"\x85" * 200_000 + b"q\x00}h\x00Ns.",  # a tuple so deep as a key
+        b"\x80\x02)" + b"2\x86" * 64 + b"q\x00}h\x00Ns.",  # one of 2^64 leaves
+        b"\x80\x02]" + b"]a" * 10 + b"\x82\x01.",  # EXT1
+        b"\x80\x02h\xff.",  # a memo that is not there
+        b"N",
+        b".",
+        b"",
+    ],
+    ids=range(12),
+)
+def test_wild_pickles_end_at_once(tmp_path, data):
+    write_torch_file(tmp_path / "x.pth", data)
+    refused(tmp_path / "x.pth")
+
+
+def test_a_pickle_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    write_torch_file(tmp_path / "x.pth", b"}" * (32 << 20), compress=zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "x.pth").stat().st_size < 100_000
+    refused(tmp_path / "x.pth", "not as torch.save writes it")
+
+
+def test_writing_to_a_loaded_tensor_does_not_reach_the_file(tmp_path):
+    path = shutil.copy(FIXTURES / "internvl3" / "iter_5000.pth", tmp_path)
+    before = Path(path).read_bytes()
+    for tensor in read_torch_file(path)["state_dict"].values():
+        tensor.zero_()
+    assert Path(path).read_bytes() == before
+
+
+def test_objects_of_frameworks_become_placeholders(tmp_path):
+    content = {"a": collections.Counter("aab"), "b": io.BytesIO, "c": {1, 2}, "d": Path("x"), "e": [torch.ones(2)]}
+    torch.save(content, tmp_path / "x.pth")
+    found = read_torch_file(tmp_path / "x.pth")
+    assert [type(found[key]) for key in "ad"] == [Placeholder] * 2
+    assert found["e"][0].tolist() == [1, 1]
+
+
+# One file a model
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """Family → its converted file, alone in a folder."""
+    folder = tmp_path_factory.mktemp("single")
+    for family in FAMILIES:
+        convert(FIXTURES / family, folder / f"{family}.safetensors")
+    return {family: folder / f"{family}.safetensors" for family in FAMILIES}
+
+
+def test_converted_files_hold_the_same_bits(family, single):
+    found, expected = read_checkpoint(single[family]), reference(family)
+    same(found, expected)
+    assert found.tokenizer_json == expected.tokenizer_json
+    loaded, direct = vgt.load(single[family]), vgt.load(FIXTURES / family)
+    for part in ("autoencoder", "generator"):
+        state = getattr(direct, part).state_dict()
+        assert all(torch.equal(t, state[name]) for name, t in getattr(loaded, part).state_dict().items())
+    assert loaded.tokenizer(["a cat"], [None]).lengths == direct.tokenizer(["a cat"], [None]).lengths
+    with safe_open(single[family], "pt") as file:  # the library can read what is written without it
+        assert len(file.keys()) == len(expected.tensors) + 1
+
+
+def test_a_converted_file_converts_to_itself(family, single, tmp_path):
+    convert(single[family], tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == single[family].read_bytes()
+
+
+def test_parameters_in_training_are_saved(single, tmp_path):
+    checkpoint = read_checkpoint(single["internvl3"])
+    for name, tensor in checkpoint.tensors.items():
+        checkpoint.tensors[name] = torch.nn.Parameter(tensor)
+    save_checkpoint(checkpoint, tmp_path / "trained.safetensors")
+    assert (tmp_path / "trained.safetensors").read_bytes() == single["internvl3"].read_bytes()
+
+
+def test_a_failed_conversion_leaves_nothing(family, folder, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        convert(FIXTURES / family, out / "model.safetensors")
+    out.mkdir()
+    with pytest.raises(vgt.CheckpointError, match=r"end in \.safetensors"):
+        convert(FIXTURES / family, out / "model.pth")
+    state = full_state(family)
+    del state["image_in_projector.bias"]
+    torch.save(state, folder / "iter_1.pth")
+    with pytest.raises(vgt.CheckpointError, match=r"iter_1.pth does not fit .*image_in_projector.bias is missing"):
+        convert(folder, out / "model.safetensors")
+    shutil.copy(FIXTURES / family / "iter_5000.pth", folder / "iter_1.pth")
+    (folder / "base/tokenizer.json").unlink()
+    with pytest.raises(vgt.CheckpointError, match="no tokenizer"):
+        convert(folder, out / "model.safetensors")
+    assert not list(out.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits file sizes as Unix does")
+def test_a_full_disk_leaves_what_was_there(single, tmp_path):
+    import resource
+    import signal
+
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(b"what was there")
+    checkpoint = read_checkpoint(single["internvl3"])
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            save_checkpoint(checkpoint, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    assert target.read_bytes() == b"what was there"
+
+
+WILD = [0, -1, 10**9, 2**60, 10**30, "four", 2.5, None, [], float("nan"), float("inf"), True]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("family",),
+        ("generator",),
+        ("autoencoder",),
+        ("autoencoder", "vision"),
+        ("autoencoder", "vision", "width"),
+        ("autoencoder", "vision", "depth"),
+        ("autoencoder", "vision", "heads"),
+        ("autoencoder", "vision", "grid"),
+        ("autoencoder", "semantic_width"),
+        ("autoencoder", "decoder", "widths"),
+        ("autoencoder", "decoder", "blocks"),
+        ("autoencoder", "decoder", "head_width"),
+        ("autoencoder", "decoder", "kernel"),
+        ("generator", "language", "vocabulary"),
+        ("generator", "language", "depth"),
+        ("generator", "language", "kv_heads"),
+        ("generator", "language", "head_width"),
+        ("generator", "flow_head", "depth"),
+        ("generator", "query_grid"),
+        ("generator", "language", "no_such"),
+    ],
+    ids=".".join,
+)
+def test_wild_configurations_are_refused(single, tmp_path, keys):
+    good = read_checkpoint(single["internvl3"])
+    tokenizer = torch.frombuffer(bytearray(good.tokenizer_json), dtype=torch.uint8)
+    tensors = dict(good.tensors) | {"tokenizer.json": tokenizer}
+    path = tmp_path / "wild.safetensors"
+    for value in WILD:
+        config = good.config.to_dict()
+        inner = config
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        save_file(tensors, path, metadata={CONFIG_KEY: json.dumps(config)})
+        refused(path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "[" * 10**5, '{"family": ["internvl3"]}'], ids=range(6))
+def test_configurations_that_are_none_are_refused(single, tmp_path, text):
+    tensors = dict(read_checkpoint(single["internvl3"]).tensors)
+    save_file(tensors, tmp_path / "x.safetensors", metadata={CONFIG_KEY: text})
+    refused(tmp_path / "x.safetensors", CONFIG_KEY)
+
+
+def test_a_tokenizer_that_is_none_is_refused(single, tmp_path):
+    good = read_checkpoint(single["internvl3"])
+    metadata = {CONFIG_KEY: json.dumps(good.config.to_dict())}
+    for tokenizer in (torch.zeros(3), torch.zeros(3, dtype=torch.uint8), torch.full((9,), 255, dtype=torch.uint8)):
+        save_file(dict(good.tensors) | {"tokenizer.json": tokenizer}, tmp_path / "x.safetensors", metadata=metadata)
+        refused(tmp_path / "x.safetensors", "tokenizer")
+    shutil.copytree(FIXTURES / "internvl3", tmp_path / "model")
+    (tmp_path / "model/base/tokenizer_config.json").write_text('{"pad_token": "<no such token>"}')
+    refused(tmp_path / "model/iter_5000.pth", "<no such token>")
+
+
+# Memory
+
+
+MEASURE = """
+import sys, threading, torch, vgt
+
+def now():
+    rows = dict(line.split(":") for line in open("/proc/self/status"))
+    return [int(rows[key].split()[0]) << 10 for key in ("VmRSS", "RssAnon")]
+
+def load(path, dtype):
+    before, peak, done = now(), now(), threading.Event()
+    def watch():
+        while not done.wait(0.002):
+            peak[:] = map(max, peak, now())
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model = vgt.load(path, dtype=getattr(torch, dtype))
+    done.set()
+    watcher.join()
+    size = sum(t.nbytes for part in (model.autoencoder, model.generator) for t in part.state_dict().values())
+    return size >> 20, *((high - low) / size for high, low in zip(map(max, peak, now()), before))
+
+for dtype in ("bfloat16", "float32"):
+    load(sys.argv[1], dtype)  # what the first load alone takes
+    for path in sys.argv[2:]:
+        print(*load(path, dtype))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_weights_are_in_memory_once(tmp_path):
+    """Growth is counted in all and without the pages of the mapped file, which the system takes back when it must."""
+    folder, state = make_folder("internvl3", tmp_path / "model"), full_state("internvl3")
+    prefix, wide = "lmm.language_model.model.", 100_000
+    for layer in range(3):
+        for name, shape in (("gate", (wide, 64)), ("up", (wide, 64)), ("down", (64, wide))):
+            state[f"{prefix}layers.{layer}.mlp.{name}_proj.weight"] = torch.full(shape, 0.01, dtype=torch.bfloat16)
+    state[prefix + "embed_tokens.weight"] = torch.full((400_000, 64), 0.01, dtype=torch.bfloat16)
+    torch.save({"state_dict": state}, folder / "iter_1.pth")
+    convert(folder, tmp_path / "single.safetensors")
+    files = [FIXTURES / "internvl3", folder / "iter_1.pth", tmp_path / "single.safetensors"]
+    child = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, files)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    print("MiB of weights, peak growth in all, and of its own, as shares of them")
+    print(child.stdout)
+    (_, torch_all, torch_own), (_, single_all, single_own), *as_float32 = (
+        map(float, line.split()) for line in child.stdout.splitlines()
+    )
+    assert torch_all < 1.3 and torch_own < 0.7  # gate_up_proj, half of the weights, is put together
+    assert single_all < 1.1 and single_own < 0.1
+    for _, in_all, own in as_float32:
+        assert in_all < 1.7 and own < 1.2  # the file's bfloat16 is another half
+
+
+def test_weights_in_the_wanted_dtype_stay_mapped(single):
+    checkpoint = read_checkpoint(single["internvl3"])
+    tensor = checkpoint.tensors["generator.image_out_projector.weight"]
+    module = torch.nn.Linear(64, 64, bias=False, device="meta", dtype=torch.bfloat16)
+    load_state(module, {"weight": tensor}, checkpoint.path, "a layer")
+    assert module.weight.data_ptr() == tensor.data_ptr()
+
+
+# The command line
+
+
+def test_commands(single, tmp_path, capsys):
+    assert main(["convert", str(FIXTURES / "internvl3"), str(tmp_path / "model.safetensors")]) == 0
+    draw = ["generate", str(tmp_path / "model.safetensors"), "a cat", str(tmp_path / "cat.png"), "--device", "cpu"]
+    assert main([*draw, "--width", "56", "--height", "28", "--steps", "2", "--batch", "2"]) == 0
+    image = str(tmp_path / "cat-1.png")
+    assert main(["reconstruct", str(single["qwen2_5_vl"]), image, str(tmp_path / "again.png"), "--device", "cpu"]) == 0
+    from PIL import Image
+
+    assert all(Image.open(tmp_path / name).size == (56, 28) for name in ("cat-0.png", "cat-1.png", "again.png"))
+    assert "PSNR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "{none}", "{tmp}/out.safetensors"],
+        ["convert", "{model}", "{tmp}/none/out.safetensors"],
+        ["convert", "{text}", "{tmp}/out.safetensors"],
+        ["generate", "{text}", "a cat", "{tmp}/out.png"],
+        ["generate", "{model}", "a cat", "{tmp}/out.png", "--width", "50"],
+        ["generate", "{model}", "a cat", "{tmp}/out.png", "--width", "2800"],
+        ["generate", "{model}", "a cat", "{tmp}/out.png", "--steps", "0"],
+        ["generate", "{tokenizer}", "a cat", "{tmp}/out.png"],
+        ["reconstruct", "{model}", "{none}", "{tmp}/out.png"],
+        ["reconstruct", "{model}", "{text}", "{tmp}/out.png"],
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_sentence(arguments, tmp_path, capsys, single):
+    (tmp_path / "text.pth").write_text("hello")
+    places = {
+        "none": tmp_path / "none.pth",
+        "text": tmp_path / "text.pth",
+        "tmp": tmp_path,
+        "model": single["internvl3"],
+        "tokenizer": next((FIXTURES / "internvl3").glob("vgt_ae_*.pth")),
+    }
+    assert main([argument.format(**places) for argument in arguments]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("vgt: ") and "\n" not in error
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_program_ends_with_a_sentence(tmp_path):
+    command = [sys.executable, "-m", "vgt", "convert", str(tmp_path), str(tmp_path / "x.safetensors")]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 1
+    assert child.stderr.count("\n") == 1 and "holds no weight file" in child.stderr
