@@ -1,0 +1,193 @@
+"""The command line: python -m vgt evaluate scenes | reconstruction | geneval | dpg | sweep | results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `evaluate` to its parser."""
+    commands = parser.add_subparsers(required=True, metavar="SCORE")
+
+    scenes = commands.add_parser("scenes", help="draw held-out scenes and judge them by rules")
+    _add_model(scenes)
+    _add_drawing(scenes, size=224, steps=30)
+    scenes.add_argument("--count", type=int, default=300, help="prompts; the categories in turn")
+    scenes.add_argument("--split", choices=("test", "train"), default="test", help="test: held-out combinations")
+    scenes.add_argument("--pictures", type=Path, default=None, help="a folder for the pictures")
+    _add_result(scenes)
+    scenes.set_defaults(score=_scenes)
+
+    reconstruction = commands.add_parser("reconstruction", help="PSNR, SSIM and rFID of the tokenizer")
+    _add_model(reconstruction)
+    source = reconstruction.add_mutually_exclusive_group(required=True)
+    source.add_argument("folder", nargs="?", type=Path, help="a folder of images")
+    source.add_argument("--scenes", type=int, metavar="N", help="N held-out scenes instead")
+    reconstruction.add_argument("--size", type=int, default=None, help="resize to this; 224 for scenes")
+    reconstruction.add_argument("--score-size", type=int, default=None, help="compare at this size (published: 256)")
+    reconstruction.add_argument("--batch", type=int, default=16)
+    reconstruction.add_argument("--inception-weights", type=Path, default=None, help="for rFID; not measured without")
+    _add_result(reconstruction)
+    reconstruction.set_defaults(score=_reconstruction)
+
+    geneval = commands.add_parser("geneval", help="draw GenEval's prompts into the folders its scorer reads")
+    _add_model(geneval)
+    geneval.add_argument("metadata", type=Path, help="the benchmark's evaluation_metadata.jsonl")
+    geneval.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
+    _add_drawing(geneval, size=448, steps=30)
+    geneval.set_defaults(score=_geneval)
+
+    dpg = commands.add_parser("dpg", help="draw DPG-Bench's prompts into the pictures its scorer reads")
+    _add_model(dpg)
+    dpg.add_argument("prompts", type=Path, help="the benchmark's folder of .txt prompts")
+    dpg.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
+    _add_drawing(dpg, size=448, steps=100)
+    dpg.set_defaults(score=_dpg)
+
+    sweep = commands.add_parser("sweep", help="the scenes score against one setting, a result file each")
+    _add_model(sweep)
+    sweep.add_argument("setting", choices=("tokens-per-step", "steps", "cfg"))
+    sweep.add_argument("folder", type=Path, help="where the results go; what is there is kept")
+    sweep.add_argument("--count", type=int, default=300, help="prompts a setting")
+    sweep.add_argument("--label", default=None, help="the name of the curve")
+    _add_drawing(sweep, size=224, steps=30)
+    sweep.set_defaults(score=_sweep)
+
+    results = commands.add_parser("results", help="results into a Markdown table and a curve")
+    results.add_argument("results", type=Path, nargs="+", help="result files, or folders of them")
+    results.add_argument("--table", type=Path, default=None, help="the .md to write; it is printed without")
+    results.add_argument("--plot", type=Path, default=None, help="the .png to write")
+    results.add_argument("--against", default="tokens_per_step", help="tokens_per_step, steps, cfg or training_step")
+    results.set_defaults(score=_results)
+
+
+def run(options) -> None:
+    """Run the command that was parsed. Raises ValueError and OSError with one sentence for the user."""
+    options.score(options)
+
+
+def _add_model(parser) -> None:
+    parser.add_argument("model", type=Path, help="a model file, or a folder in the published layout")
+    parser.add_argument("--device", default=None, help="cpu, cuda, mps …; the best there is by default")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
+
+
+def _add_drawing(parser, size: int, steps: int) -> None:
+    parser.add_argument("--size", type=int, default=size, help="width and height, a multiple of 28")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=16, help="pictures at once")
+    parser.add_argument("--cfg", type=float, default=4.5)
+    parser.add_argument("--cfg-schedule", choices=("linear", "constant"), default="linear")
+    parser.add_argument("--steps", type=int, default=steps, help="flow steps a token")
+    parser.add_argument("--tokens-per-step", type=int, default=1)
+    parser.add_argument("--order", choices=("random", "sequential"), default="random")
+    parser.add_argument("--decoding", choices=("published", "training-consistent"), default="published")
+    parser.add_argument("--grouping", choices=("uniform", "cosine"), default="uniform")
+    parser.add_argument("--solver", choices=("euler_maruyama", "euler"), default="euler_maruyama")
+    parser.add_argument("--last-step", type=float, default=0.04)
+    parser.add_argument("--temperature", type=float, default=1.0)
+
+
+def _add_result(parser) -> None:
+    parser.add_argument("--json", type=Path, default=None, help="a file for the result")
+    parser.add_argument("--label", default=None, help="the result's name in tables and curves")
+    parser.add_argument("--training-step", type=int, default=None, help="when the model was saved, for curves")
+
+
+def _settings(options):
+    from .drawing import Settings
+
+    return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+
+
+def _load(options):
+    import torch
+
+    from ..model import load
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    return load(options.model, device, options.dtype and getattr(torch, options.dtype))
+
+
+def _finish(options, result: dict) -> None:
+    if options.json is not None:
+        from .sweep import write
+
+        named = {"label": options.label, "training_step": options.training_step, "model": options.model.name}
+        write({**named, **result}, options.json)
+        print(options.json)
+
+
+def _scenes(options) -> None:
+    from .scenes import score, table
+
+    settings = _settings(options)
+    result = score(_load(options), options.count, settings, split=options.split, folder=options.pictures)
+    print(table(result))
+    _finish(options, result)
+
+
+def _reconstruction(options) -> None:
+    from .reconstruction import folder_images, scene_images, score
+
+    if options.scenes is not None:
+        images = scene_images(options.scenes, options.size or 224)
+    else:
+        images = folder_images(options.folder, options.size)
+    result = score(
+        _load(options),
+        images,
+        batch=options.batch,
+        score_size=options.score_size,
+        inception_weights=options.inception_weights,
+    )
+    rfid = "not measured (no --inception-weights)" if result["rfid"] is None else f"{result['rfid']:.3f}"
+    print(f"{result['count']} images: PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}, rFID {rfid}")
+    _finish(options, result)
+
+
+def _geneval(options) -> None:
+    from .benchmarks import geneval
+
+    settings = _settings(options)
+    geneval(_load(options), options.model, options.metadata, options.folder, settings)
+    print(
+        f"Score them with GenEval's own script: evaluation/evaluate_images.py {options.folder} --outfile results.jsonl"
+    )
+
+
+def _dpg(options) -> None:
+    from .benchmarks import dpg
+
+    settings = _settings(options)
+    dpg(_load(options), options.model, options.prompts, options.folder, settings)
+    print(
+        f"Score them with DPG-Bench's own script: dpg_bench/compute_dpg_bench.py --image-root-path {options.folder} "
+        f"--resolution {options.size} --pic-num 4 --vqa-model mplug"
+    )
+
+
+def _sweep(options) -> None:
+    from .sweep import run as sweep
+
+    sweep(_load(options), options.setting, options.folder, options.count, _settings(options), options.label)
+
+
+def _results(options) -> None:
+    from .results import markdown, plot, read
+
+    results = read(options.results)
+    if options.table is None:
+        print(markdown(results), end="")
+    else:
+        options.table.parent.mkdir(parents=True, exist_ok=True)
+        options.table.write_text(markdown(results), encoding="utf-8")
+        print(options.table)
+    if options.plot is not None:
+        plot(results, options.against, options.plot)
+        print(options.plot)

@@ -1,0 +1,131 @@
+"""Drawing many pictures for a score: settings, batches, seeds, and shares of several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import TOKEN_PIXELS
+from ..flow_head import FlowSettings
+from ..generation import draw_noise
+
+BLOCK = 64
+"""Pictures that are drawn in the same order of tokens; a batch stays within a block."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the pictures of a score are drawn; see generation.generate. The defaults are those of the paper's GenEval."""
+
+    size: int = 448
+    seed: int = 0
+    cfg: float = 4.5
+    cfg_schedule: str = "linear"
+    steps: int = 30
+    tokens_per_step: int = 1
+    order: str = "random"
+    decoding: str = "published"
+    grouping: str = "uniform"
+    solver: str = "euler_maruyama"
+    last_step: float = 0.04
+    temperature: float = 1.0
+    batch: int = 16
+    """Pictures drawn together. In published decoding the padding of a batch is seen, so it bears on the pictures."""
+
+    def __post_init__(self):
+        if not 1 <= self.batch <= BLOCK:
+            raise ValueError(f"batch is {self.batch}; it must lie between 1 and {BLOCK}.")
+
+    @property
+    def flow(self) -> FlowSettings:
+        return FlowSettings(self.steps, self.last_step, self.solver, self.temperature)
+
+
+def draw(model, prompts: Sequence[str], numbers: Sequence[int], settings: Settings) -> Tensor:
+    """Draw pictures: prompts and the number of each in the whole run → [B, 3, H, W] in [0, 1], float32, on the CPU.
+
+    A picture's noise depends on its number and the seed alone. All are drawn in the token order of the first's block.
+    """
+    tokens = (settings.size // TOKEN_PIXELS) ** 2
+    noise = [draw_noise(picture_seed(settings.seed, number), [0], tokens, settings.steps) for number in numbers]
+    latent = model.generate(
+        prompts,
+        height=settings.size,
+        width=settings.size,
+        seed=settings.seed,
+        order_seed=picture_seed(settings.seed, numbers[0] // BLOCK),
+        noise=torch.cat(noise),
+        cfg=settings.cfg,
+        cfg_schedule=settings.cfg_schedule,
+        tokens_per_step=settings.tokens_per_step,
+        order=settings.order,
+        decoding=settings.decoding,
+        grouping=settings.grouping,
+        flow=settings.flow,
+    )
+    return ((model.decode(latent) + 1) / 2).clamp(0, 1).cpu()
+
+
+def picture_seed(seed: int, number: int) -> int:
+    """A seed for the number-th picture; those of different runs do not meet."""
+    return seed * 1_000_003 + number
+
+
+def batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Cut numbers (rising) into batches of `size` at the most, none of which crosses a block."""
+    batch: list[int] = []
+    for number in numbers:
+        if batch and (len(batch) == size or number // BLOCK != batch[0] // BLOCK):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def process() -> tuple[int, int]:
+    """(rank, number of processes), as torchrun tells it. The processes share nothing but the folder they write to."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def to_image(pixels: Tensor):
+    """pixels [3, H, W] in [0, 1] → a PIL image."""
+    from PIL import Image
+
+    return Image.fromarray((pixels * 255).round().byte().movedim(0, -1).numpy())
+
+
+def write_whole(path: Path, write) -> None:
+    """`write(path)`, but under another name until all of it is written: a file that is there is whole.
+
+    The other name begins with a dot, which neither of the official scorers takes for a picture of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name("." + path.name)
+    write(unfinished)
+    unfinished.replace(path)
+
+
+def check_same_run(folder: Path, settings: Settings, model: Path) -> None:
+    """Note beside the folder how its pictures are drawn. ValueError if it holds some that were drawn otherwise."""
+    note = folder.with_name(folder.name + ".settings.json")
+    # The batch may change: it is a matter of memory.
+    now = {**asdict(settings), "model": Path(model).name}
+    now.pop("batch")
+    if note.exists():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        other = [name for name in now if before.get(name) != now[name]]
+        if other:
+            told = ", ".join(f"{name} {before.get(name)}" for name in other)
+            raise ValueError(f"{folder} holds pictures of another run ({told}); settle on that or on another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    # A name of its own a process: several may write this at once.
+    unfinished = note.with_name(f".{note.name}.{process()[0]}")
+    unfinished.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(note)

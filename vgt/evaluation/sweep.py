@@ -1,0 +1,63 @@
+"""Sweeps: the scenes score against tokens a step, flow steps and guidance, a result file a setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from .drawing import Settings, write_whole
+from .scenes import score
+
+TOKENS_PER_STEP = (1, 2, 4, 8, 16)
+FLOW_STEPS = (5, 10, 20, 30, 50, 100)
+CFG = (1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0)
+
+
+def tokens_per_step(base: Settings) -> dict[str, Settings]:
+    """Both decodings, uniform and growing groups. At one token a step the two groupings are the same."""
+    return {
+        f"tokens-{tokens:02}-{decoding}-{grouping}": replace(
+            base, tokens_per_step=tokens, decoding=decoding, grouping=grouping
+        )
+        for decoding in ("published", "training-consistent")
+        for grouping in ("uniform", "cosine")
+        for tokens in TOKENS_PER_STEP
+        if tokens > 1 or grouping == "uniform"
+    }
+
+
+def flow_steps(base: Settings) -> dict[str, Settings]:
+    """Steps of the flow head a token."""
+    return {f"steps-{steps:03}": replace(base, steps=steps) for steps in FLOW_STEPS}
+
+
+def cfg(base: Settings) -> dict[str, Settings]:
+    """Guidance scales."""
+    return {f"cfg-{scale}": replace(base, cfg=scale) for scale in CFG}
+
+
+SWEEPS: dict[str, Callable[[Settings], dict[str, Settings]]] = {
+    "tokens-per-step": tokens_per_step,
+    "steps": flow_steps,
+    "cfg": cfg,
+}
+
+
+def run(model, sweep: str, folder: Path, count: int, base: Settings, label: str | None = None) -> None:
+    """Write `folder`/NAME.json for every setting of a sweep; those that are there already are not drawn again."""
+    for name, settings in SWEEPS[sweep](base).items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            print(f"{path}: kept")
+            continue
+        result = {"label": label, **score(model, count, settings)}
+        write(result, path)
+        print(f"{path}: {result['score']:.3f}")
+
+
+def write(result: dict, path: Path) -> None:
+    """Write a result as JSON."""
+    text = json.dumps(result, indent=1) + "\n"
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
