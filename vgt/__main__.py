@@ -1,4 +1,4 @@
-"""The command line: python -m vgt convert | generate | reconstruct."""
+"""The command line: python -m vgt convert | generate | reconstruct | train | evaluate."""
 
 from __future__ import annotations
 
@@ -46,6 +46,14 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("image", type=Path)
     reconstruct.add_argument("output", type=Path, help="the PNG to write")
     reconstruct.set_defaults(run=_reconstruct)
+
+    from .evaluation import command as evaluation
+    from .training import command as training
+
+    for name, command, text in (("train", training, "tune a model"), ("evaluate", evaluation, "score a model")):
+        subparser = commands.add_parser(name, help=text)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
     return parser
 
 

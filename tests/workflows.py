@@ -1,0 +1,54 @@
+"""The workflow files, and a host made ready to run them."""
+
+import io
+import json
+import shutil
+
+from PIL import Image, ImageChops
+
+import workflow_api
+from graphs import FIXTURES
+from host import ROOT
+from vgt.checkpoint import convert
+
+FOLDER = ROOT / "workflows"
+MODEL = "vgt-tiny.safetensors"
+
+SQUARE = (224, 224)
+PICTURES = {
+    "text_to_image": [SQUARE],
+    "reconstruct": [(448, 224)],
+    "inpaint": [SQUARE],
+    "outpaint": [SQUARE],
+    "variations": [SQUARE] * 3,
+    "parallel_decoding": [SQUARE] * 3,
+    "latent_tools": [SQUARE] * 4,
+}
+"""The sizes of the pictures that each workflow saves."""
+
+
+def read(name):
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def prepare(host):
+    """Give a host what the workflows name: the model, unless it comes with the pack, and ComfyUI's example.png."""
+    model = host.base / "models" / "vgt" / MODEL
+    if not (ROOT / "models" / MODEL).exists() and not model.exists():
+        convert(FIXTURES / "qwen2_5_vl", model)
+    shutil.copy(host.comfyui / "input" / "example.png", host.base / "input")
+
+
+def to_api(host, name):
+    return workflow_api.to_api(read(name), host.object_info())
+
+
+def pictures(host, outputs, kind="output"):
+    """The pictures of a run in the order of the nodes: those saved, or with kind "temp" those only shown."""
+    images = [image for node in sorted(outputs, key=int) for image in outputs[node].get("images", [])]
+    return [Image.open(io.BytesIO(host.view(**image))) for image in images if image["type"] == kind]
+
+
+def same(one, other):
+    """Whether two pictures are the same, pixel for pixel."""
+    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
