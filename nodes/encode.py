@@ -4,8 +4,6 @@ from comfy_api.latest import io
 
 from . import host
 
-FITS = ("crop", "pad", "stretch")
-
 
 class VGTEncode(io.ComfyNode):
     @classmethod
@@ -20,7 +18,7 @@ class VGTEncode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
                 io.Combo.Input(
                     "fit",
-                    options=list(FITS),
+                    options=list(host.FITS),
                     default="crop",
                     tooltip="What to do when a side is not a multiple of 28: crop cuts the edges, pad repeats the "
                     "last pixels, stretch resizes to the nearest multiple.",
@@ -32,4 +30,4 @@ class VGTEncode(io.ComfyNode):
     @classmethod
     def execute(cls, image, vae, fit) -> io.NodeOutput:
         host.require_vgt_vae(vae)
-        return io.NodeOutput({"samples": vae.encode(host.fit_to_tokens(image, fit)[:, :, :, :3])})
+        return io.NodeOutput({"samples": vae.encode(host.fit_to_tokens(image, fit))})

@@ -26,6 +26,7 @@ from ..vgt.autoencoder import Autoencoder
 from ..vgt.checkpoint import convert, read_checkpoint
 from ..vgt.config import INTERNVL3, LATENT_CHANNELS, TOKEN_PIXELS, AutoencoderConfig
 from ..vgt.model import build_autoencoder, build_generator, build_tokenizer
+from ..vgt.plan import group_sizes
 from ..vgt.prompt import PromptTokenizer
 from ..vgt.qwen_tokenizer import build_family_tokenizer
 
@@ -39,6 +40,9 @@ DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
+
+FITS = ("crop", "pad", "stretch")
+"""What VGT Encode may do when a side is not a multiple of 28."""
 
 _BUNDLED = Path(__file__).parent.parent / "models"
 
@@ -77,8 +81,10 @@ def model_names() -> list[str]:
 def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     """Load a model by its name in the list, downloading a published one that is absent.
 
-    Raises CheckpointError, FileNotFoundError, HubError.
+    Raises CheckpointError, FileNotFoundError, HubError, and ValueError for a dtype that is none of DTYPES.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     path = _download(name) if name in hub.PUBLISHED else folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
@@ -131,6 +137,8 @@ class _Float8Operations(comfy.ops.manual_cast):
 
 
 def require_generator(model: VGTModel) -> VGTModel:
+    if not isinstance(model, VGTModel):  # a value that the interface cannot send, but the API can
+        raise ValueError("The model is not VGT's; connect the VGT_MODEL of VGT Loader.")
     if model.patcher is None:
         raise ValueError(f"{model.name} is a tokenizer only and cannot draw; load a full VGT model.")
     return model
@@ -153,15 +161,44 @@ class VGTVAE(comfy.sd.VAE):
         self.working_dtypes = [dtype]
         self.device = memory.vae_device()
         self.output_device = memory.intermediate_device()
-        # the widest stage, at 32 pixels a latent, lives a few times over
-        per_pixel = 6 * config.decoder.widths[0]
+        # Bytes an image, measured (benchmarks/RELIABILITY.md). The decoder's widest maps are at 32 pixels a token; some
+        # are float32 whatever the dtype.
+        per_pixel = 7 * config.decoder.widths[0]
+        per_patch = 32 * config.vision.width
         self.memory_used_decode = lambda shape, dtype: (
-            per_pixel * shape[-2] * shape[-1] * 32 * 32 * memory.dtype_size(dtype)
+            per_pixel * (shape[-2] * shape[-1] * 32**2) * (memory.dtype_size(dtype) + 4) // 2
         )
         self.memory_used_encode = lambda shape, dtype: (
-            200 * config.vision.width * shape[-2] * shape[-1] // 14**2 * memory.dtype_size(dtype)
+            per_patch * (shape[-2] * shape[-1] // 14**2) * (memory.dtype_size(dtype) + 4) // 2
         )
         self.patcher = _Patcher(autoencoder, load_device=self.device, offload_device=memory.vae_offload_device())
+
+    # The host's stock VAE nodes call these four: bad input ends here in a sentence, not in the middle of the model.
+
+    def encode(self, pixel_samples, *arguments, **options):
+        return super().encode(_checked_pixels(pixel_samples), *arguments, **options)
+
+    def encode_tiled(self, pixel_samples, *arguments, **options):
+        return super().encode_tiled(_checked_pixels(pixel_samples), *arguments, **options)
+
+    def decode(self, samples_in, *arguments, **options):
+        check_latent(samples_in)
+        return super().decode(samples_in, *arguments, **options)
+
+    def decode_tiled(self, samples, *arguments, **options):
+        check_latent(samples)
+        return super().decode_tiled(samples, *arguments, **options)
+
+    def make_ready(self, shape: tuple[int, ...], needed: int) -> bool:
+        """Load for previews of that shape beside a run that needs so many bytes, unless there is no room for both."""
+        needed += self.memory_used_decode(shape, self.vae_dtype)
+        room = max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory())
+        missing = self.patcher.model_size() - self.patcher.loaded_size()
+        if self.device.type != "cpu" and memory.get_free_memory(self.device) < 1.1 * missing + room:
+            logging.info("VGT: no previews, since there is no room for the VAE beside the model.")
+            return False
+        memory.load_models_gpu([self.patcher], memory_required=needed)
+        return True
 
     def encode_tiled_(self, pixel_samples, tile_x=448, tile_y=448, overlap=56):
         # the host halves and doubles the tile; all of it must stay a multiple of 28
@@ -195,18 +232,47 @@ def require_vgt_vae(vae) -> None:
         raise ValueError("The VAE is not VGT's; connect the VAE of VGT Loader.")
 
 
+def check_latent(samples: Tensor) -> None:
+    """Raises ValueError, one sentence, unless samples are [B, 32, h, w] and finite."""
+    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
+        raise ValueError(
+            f"The latent is {list(samples.shape)}, so it is another model's (VGT's are [batch, {LATENT_CHANNELS}, "
+            "height, width]); make one with VGT AR Sampler or VGT Encode."
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError("The latent holds NaN or infinite values; make it again.")
+
+
+def _checked_pixels(image: Tensor) -> Tensor:
+    """image [B, H, W, C] → its first three channels. Raises ValueError for one smaller than a token or not finite."""
+    height, width = image.shape[1:3]
+    if min(height, width) < TOKEN_PIXELS:
+        raise ValueError(
+            f"The image is {width}x{height}; a VGT latent needs at least {TOKEN_PIXELS}x{TOKEN_PIXELS} pixels, so "
+            "scale it up, or use pad or stretch of VGT Encode."
+        )
+    if not torch.isfinite(image).all():
+        raise ValueError("The image holds NaN or infinite values; make it again.")
+    return image[..., :3]
+
+
 def fit_to_tokens(image: Tensor, fit: str) -> Tensor:
     """image [B, H, W, C] → the same with H and W multiples of 28, at least 28."""
     height, width = image.shape[1:3]
     if fit == "crop":
-        if height < TOKEN_PIXELS or width < TOKEN_PIXELS:
-            raise ValueError(f"The image is {width}x{height}; crop needs at least 28x28, use pad or stretch.")
         return image  # the VAE itself crops, around the centre
     if fit == "pad":
         bottom, right = -height % TOKEN_PIXELS, -width % TOKEN_PIXELS
         return F.pad(image.movedim(-1, 1), (0, right, 0, bottom), mode="replicate").movedim(1, -1)
-    size = [max(1, round(side / TOKEN_PIXELS)) * TOKEN_PIXELS for side in (width, height)]
+    if fit != "stretch":
+        raise ValueError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}.")
+    size = [nearest_multiple(side) for side in (width, height)]
     return comfy.utils.common_upscale(image.movedim(-1, 1), *size, "bicubic", "disabled").movedim(1, -1).clamp(0, 1)
+
+
+def nearest_multiple(side: int) -> int:
+    """The multiple of 28 nearest to a side in pixels, at least 28."""
+    return max(1, round(side / TOKEN_PIXELS)) * TOKEN_PIXELS
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------
@@ -215,9 +281,9 @@ def fit_to_tokens(image: Tensor, fit: str) -> Tensor:
 def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], negative: str | None, **settings) -> Tensor:
     """vgt.generation.generate on the host's device. A batch that does not fit is drawn in two halves."""
     patcher = model.patcher
-    needed = _sampling_memory(patcher.model, len(prompts), settings)
+    needed = _sampling_memory(model, prompts, negative, settings)
     memory.load_models_gpu([patcher], memory_required=needed)
-    start = progress.begin()
+    start = progress.begin((settings["height"] // TOKEN_PIXELS, settings["width"] // TOKEN_PIXELS), needed)
     try:
         return generation.generate(
             patcher.model, model.tokenizer, prompts, negative, device=patcher.load_device, progress=progress, **settings
@@ -230,37 +296,40 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
             ) from error
     memory.soft_empty_cache()
     logging.warning(f"VGT: not enough memory for {len(prompts)} images at once, drawing them in two parts.")
-    progress.rewind(start)
     halves = []
     middle = len(prompts) // 2
     for part in (slice(None, middle), slice(middle, None)):
         progress.rewind(start)
         latent = settings["latent"]
-        halves.append(
-            generate(
-                model,
-                progress,
-                prompts[part],
-                negative,
-                **settings
-                | {"latent": None if latent is None else latent[part], "batch_index": settings["batch_index"][part]},
-            )
-        )
+        rows = {"latent": None if latent is None else latent[part], "batch_index": settings["batch_index"][part]}
+        halves.append(generate(model, progress, prompts[part], negative, **settings | rows))
     return torch.cat(halves)
 
 
-def _sampling_memory(generator: generation.Generator, batch: int, settings: dict) -> int:
-    """Bytes a run needs beside the weights: KV cache, modulations, activations of the widest step."""
+def _sampling_memory(model: VGTModel, prompts: list[str], negative: str | None, settings: dict) -> int:
+    """Bytes a run needs beside the weights: KV cache, activations of the largest step, modulations, noise."""
+    generator = model.patcher.model
     language, head = generator.config.language, generator.config.flow_head
     size = memory.dtype_size(generator.dtype)
-    rows = batch * (2 if settings["cfg"] > 1 else 1)
+    guided = settings["cfg"] > 1
+    rows = len(prompts) * (2 if guided else 1)
+    text = max(model.tokenizer(prompts[:1], [negative] if guided else None).lengths)
     tokens = settings["height"] * settings["width"] // TOKEN_PIXELS**2
-    group = min(tokens, settings["tokens_per_step"])
-    slots = tokens * (3 if settings["tokens_per_step"] > 1 else 2) + 512
+    drawn = tokens if settings["mask"] is None else int(settings["mask"].sum())
+    given = tokens - drawn
+    together = settings["tokens_per_step"]
+    group = max(group_sizes(drawn, together, settings["grouping"]))
+    slots = text + 2 * given + (3 if together > 1 else 2) * drawn
     cache = 2 * language.depth * rows * language.kv_heads * slots * language.head_width * size
-    modulations = 3 * max(1024, rows * group) * (3 * head.depth + 2) * head.width * size
-    step = 6 * rows * (3 * group + 512) * (language.mlp_width + language.width) * size
-    return cache + modulations + step
+    inputs = max(text + 2 * given + group, 3 * group)
+    activations = inputs * (4 * language.mlp_width + 6 * language.width) + language.heads * inputs**2
+    activations *= rows * size
+    steps = settings["flow"].steps
+    # the flow head makes them for 1024 rows at a time, and drops the last ones when it has the next
+    modulated = rows * group * min(steps, 2 * max(1, 1024 // (rows * group)))
+    modulations = modulated * (3 * head.depth + 2) * head.width * size * 9 // 8
+    noise = len(prompts) * tokens * steps * LATENT_CHANNELS * 4
+    return cache + max(activations, modulations) + noise
 
 
 class ProgressReport:
@@ -268,35 +337,55 @@ class ProgressReport:
 
     INTERVAL = 0.5
     """Seconds between previews, at least."""
-    SHARE = 0.05
+    SHARE = 0.04
     """Of the run's time that previews may take."""
 
     def __init__(self, model: VGTModel, total: int):
         self._bar = comfy.utils.ProgressBar(max(1, total))
         self._vae = model.vae
-        self._before = 0
-        self._done = 0
-        self._next = time.monotonic() + self.INTERVAL
+        self._before = self._done = 0
+        self._previews = False
+        self._began = self._shown = time.monotonic()
+        self._spent = self._cost = 0.0
+        self._step_done = None
 
-    def begin(self) -> int:
-        """A run begins; returns the token count to rewind to should it fail."""
+    def begin(self, grid: tuple[int, int], needed: int) -> int:
+        """A run of so many tokens and bytes begins; returns the token count to rewind to should it fail."""
         memory.throw_exception_if_processing_interrupted()
         self._before = self._done
+        self._previews = args.preview_method != LatentPreviewMethod.NoPreviews and self._vae.make_ready(
+            (1, LATENT_CHANNELS, *grid), needed
+        )
         return self._before
 
     def rewind(self, start: int) -> None:
         self._done = start
 
     def __call__(self, progress: generation.Progress) -> None:
+        if progress.latent.is_cuda:  # the device may be one step behind, no more, or Cancel and the bar would lie
+            if self._step_done is not None:
+                self._step_done.synchronize()
+            self._step_done = torch.cuda.Event()
+            self._step_done.record()
         memory.throw_exception_if_processing_interrupted()
         self._done = self._before + progress.done
-        preview = None
-        if args.preview_method != LatentPreviewMethod.NoPreviews and time.monotonic() >= self._next:
-            began = time.monotonic()
-            preview = ("JPEG", self._picture(progress), args.preview_size)
-            spent = time.monotonic() - began
-            self._next = began + max(self.INTERVAL, spent / self.SHARE)
-        self._bar.update_absolute(self._done, preview=preview)
+        if self._preview_is_due():
+            self._shown = time.monotonic()
+            picture = self._picture(progress)
+            self._bar.update_absolute(self._done, preview=("JPEG", picture, min(args.preview_size, max(picture.size))))
+            self._cost = time.monotonic() - self._shown
+            self._spent += self._cost
+        else:
+            self._bar.update_absolute(self._done)
+
+    def _preview_is_due(self) -> bool:
+        """At most twice a second, and at a cost below its share of the run so far."""
+        now = time.monotonic()
+        return (
+            self._previews
+            and now - self._shown >= self.INTERVAL
+            and self._spent + self._cost <= self.SHARE * (now - self._began)
+        )
 
     def _picture(self, progress: generation.Progress) -> Image.Image:
         """The first image of the batch, grey where no token is known yet."""

@@ -103,4 +103,4 @@ class VGTARSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent=None, flow_head=None, **settings) -> io.NodeOutput:
         generator = host.require_generator(model)
-        return io.NodeOutput(sampling.sample(generator, latent, flow_head or {}, **settings))
+        return io.NodeOutput(sampling.sample(generator, latent, flow_head, **settings))

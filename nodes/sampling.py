@@ -17,7 +17,7 @@ from . import host
 def sample(
     model: host.VGTModel,
     latent: dict | None,
-    flow_head: dict,
+    flow_head: dict | None,
     *,
     prompt: str,
     negative_prompt: str,
@@ -32,16 +32,20 @@ def sample(
 
     Raises ValueError, one sentence, for a latent that is not VGT's, holds NaN, or does not fit its mask.
     """
-    latent = dict(latent or {"samples": None})
+    for name, value in (("latent", latent), ("flow_head", flow_head)):
+        if value is not None and not isinstance(value, dict):  # which the API can send
+            raise ValueError(f"{name} is {value!r}; connect a node to it, or nothing.")
+    latent, flow_head = dict(latent or {"samples": None}), flow_head or {}
     samples = latent["samples"]
     if samples is not None and _is_empty(latent):
         width, height, batch_size = _size_of_empty(latent)
         samples = None
+        latent.pop("downscale_ratio_spacial", None)  # newer hosts say there how small the empty latent was
     if samples is None:
         samples = torch.zeros(batch_size, LATENT_CHANNELS, height // TOKEN_PIXELS, width // TOKEN_PIXELS)
         masks = torch.ones(batch_size, *samples.shape[2:], dtype=torch.bool)
     else:
-        _check(samples)
+        host.check_latent(samples)
         masks = _masks(latent, denoise, seed)
         height, width = samples.shape[2] * TOKEN_PIXELS, samples.shape[3] * TOKEN_PIXELS
 
@@ -58,8 +62,8 @@ def sample(
             out[rows] = host.generate(
                 model,
                 progress,
-                [prompt] * len(rows),
-                negative_prompt if negative_prompt.strip() else None,
+                [_plain(prompt)] * len(rows),
+                _plain(negative_prompt) if negative_prompt.strip() else None,
                 height=height,
                 width=width,
                 seed=seed,
@@ -84,23 +88,12 @@ def _size_of_empty(latent: dict) -> tuple[int, int, int]:
         raise ValueError(f"The latent has {samples.ndim} dimensions; VGT draws still images, use an image latent.")
     batch, channels, h, w = samples.shape
     ratio = TOKEN_PIXELS if channels == LATENT_CHANNELS else latent.get("downscale_ratio_spacial", 8)
-    width, height = (max(1, round(side * ratio / TOKEN_PIXELS)) * TOKEN_PIXELS for side in (w, h))
+    width, height = (host.nearest_multiple(side * ratio) for side in (w, h))
     if (width, height) != (w * ratio, h * ratio):
         logging.info(
             f"VGT: drawing {width}x{height}, the multiple of 28 nearest to the latent's {w * ratio}x{h * ratio}."
         )
     return width, height, batch
-
-
-def _check(samples: Tensor) -> None:
-    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
-        channels = samples.shape[1] if samples.ndim > 1 else 0
-        raise ValueError(
-            f"The latent has {channels} channels, so it is another model's (VGT's have {LATENT_CHANNELS}); "
-            "encode the image with VGT Encode."
-        )
-    if not torch.isfinite(samples).all():
-        raise ValueError("The latent holds NaN or infinite values; encode the image again.")
 
 
 def _masks(latent: dict, denoise: float, seed: int) -> Tensor:
@@ -114,7 +107,7 @@ def _masks(latent: dict, denoise: float, seed: int) -> Tensor:
     if mask is None:
         masks = torch.ones(batch, h, w, dtype=torch.bool)
     else:
-        mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
+        mask = _fit_to_tokens(mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu(), h, w)
         masks = F.adaptive_max_pool2d(mask, (h, w))[:, 0] > 0.5
         masks = masks.repeat(math.ceil(batch / len(masks)), 1, 1)[:batch]
     if denoise < 1:
@@ -124,6 +117,26 @@ def _masks(latent: dict, denoise: float, seed: int) -> Tensor:
             keep = round(denoise * len(ranks))
             masks[index] = one & (rank < ranks[keep]) if keep < len(ranks) else one
     return masks
+
+
+def _fit_to_tokens(mask: Tensor, h: int, w: int) -> Tensor:
+    """[B, 1, H, W] in pixels → the same, cut or padded as its image was for a latent of h x w tokens.
+
+    A VAE cuts what exceeds a multiple of 28 off both ends, and VGT Encode may pad at the far end instead. A mask of any
+    other size stays as it is, to be scaled.
+    """
+    for dim, tokens in ((-2, h), (-1, w)):
+        size, pixels = mask.shape[dim], tokens * TOKEN_PIXELS
+        if 0 < size - pixels < TOKEN_PIXELS:
+            mask = mask.narrow(dim, (size - pixels) // 2, pixels)
+        elif 0 < pixels - size < TOKEN_PIXELS:
+            mask = F.pad(mask, (0, pixels - size) if dim == -1 else (0, 0, 0, pixels - size))
+    return mask
+
+
+def _plain(text: str) -> str:
+    """Text with halves of surrogate pairs, which no tokenizer takes, replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _alike(masks: Tensor) -> list[list[int]]:

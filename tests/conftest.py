@@ -1,8 +1,13 @@
+import os
 import signal
 
 import pytest
 
 from host import Host
+
+# The tests' models are tiny: threads cost them more than they give, a hundred times more on a busy machine. torch reads
+# this when it is imported, here and in the hosts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class RootIsNoPackage:

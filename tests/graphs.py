@@ -1,0 +1,118 @@
+"""Small graphs in API format, the tiny models they use, and how their results are read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vgt.checkpoint import convert
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+INTERN, QWEN = "internvl3.safetensors", "qwen2_5_vl.safetensors"
+TOKENIZER_ONLY = "tokenizer_only.safetensors"
+NOT_A_CHECKPOINT, TRUNCATED, ANOTHER_MODEL = "no_checkpoint.safetensors", "truncated.safetensors", "another.safetensors"
+BAD_MODELS = (NOT_A_CHECKPOINT, TRUNCATED, ANOTHER_MODEL)
+
+SAMPLER = {
+    "prompt": "a photo of a cat",
+    "negative_prompt": "",
+    "seed": 1,
+    "width": 56,
+    "height": 56,
+    "batch_size": 1,
+    "cfg": 3.0,
+    "tokens_per_step": 1,
+    "order": "random",
+    "decoding": "published",
+    "grouping": "uniform",
+    "denoise": 1.0,
+}
+FLOW = {"steps": 2, "cfg_schedule": "linear", "last_step": 0.04, "solver": "euler_maruyama", "temperature": 1.0}
+
+
+def install_models(host):
+    """Put the fixtures' tiny models, and files that are none, into a host's models/vgt; returns that folder."""
+    folder = host.base / "models" / "vgt"
+    if (folder / ANOTHER_MODEL).exists():
+        return folder
+    convert(FIXTURES / "internvl3", folder / INTERN)
+    convert(FIXTURES / "qwen2_5_vl", folder / QWEN)
+    convert(FIXTURES / "internvl3" / "vgt_ae_internvl3.pth", folder / TOKENIZER_ONLY)
+    (folder / NOT_A_CHECKPOINT).write_bytes(b"<html>404: Not Found</html>" * 10)
+    whole = (folder / INTERN).read_bytes()
+    (folder / TRUNCATED).write_bytes(whole[: len(whole) // 2])
+    unet = {"model.diffusion_model.input_blocks.0.0.weight": next(iter(load_file(folder / INTERN).values()))}
+    save_file(unet, folder / ANOTHER_MODEL)
+    return folder
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def load(model=INTERN, dtype="fp32"):
+    """{"load": VGT Loader}; its outputs are ["load", 0], the model, and ["load", 1], the VAE."""
+    return {"load": node("VGTLoader", model=model, dtype=dtype)}
+
+
+def draw(model=INTERN, dtype="fp32", flow=None, **sampler):
+    """Loader and sampler; flow settings other than FLOW's come as a dict, other inputs by name."""
+    return {
+        **load(model, dtype),
+        "flow": node("VGTFlowHeadSettings", **FLOW | (flow or {})),
+        "draw": node("VGTARSampler", model=["load", 0], flow_head=["flow", 0], **SAMPLER | sampler),
+    }
+
+
+def save_latent(graph, *sources):
+    """The graph with Save Latent ("save0", "save1" …) on each of the named nodes' first outputs, or on "draw"."""
+    saves = {
+        f"save{index}": node("SaveLatent", samples=[source, 0], filename_prefix="latents/test")
+        for index, source in enumerate(sources or ("draw",))
+    }
+    return {**graph, **saves}
+
+
+def save_image(graph, source):
+    return {**graph, "image": node("SaveImage", images=[source, 0], filename_prefix="images/test")}
+
+
+def latent_file(host, outputs, node_id="save0"):
+    """Path of what a Save Latent node has written."""
+    entry = outputs[node_id]["latents"][0]
+    return host.base / "output" / entry["subfolder"] / entry["filename"]
+
+
+def latent_of(host, outputs, node_id="save0"):
+    """The tensor that a Save Latent node has written."""
+    return load_file(latent_file(host, outputs, node_id))["latent_tensor"]
+
+
+def run_latent(host, graph, *sources):
+    """Run a graph; returns the latents of the named nodes (of "draw" when none is named), alone or as a list."""
+    outputs = host.run(save_latent(graph, *sources))
+    latents = [latent_of(host, outputs, f"save{index}") for index in range(max(1, len(sources)))]
+    return latents[0] if len(latents) == 1 else latents
+
+
+def upload_latent(host, samples, name):
+    """Put a latent where Load Latent finds it; returns {name: Load Latent}."""
+    save_file(
+        {"latent_tensor": samples.contiguous(), "latent_format_version_0": torch.tensor([])}, _input_file(host, name)
+    )
+    return {name: node("LoadLatent", latent=f"{name}.latent")}
+
+
+def _input_file(host, name):
+    """Where Load Latent looks for a latent of this name."""
+    return host.base / "input" / f"{name}.latent"
+
+
+def copy_to_input(host, path, name):
+    """Copy a saved latent into the input folder; returns {name: Load Latent}."""
+    shutil.copy(path, _input_file(host, name))
+    return {name: node("LoadLatent", latent=f"{name}.latent")}
