@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import host
+from .vae import require_vgt_vae
 
 
 class VGTDecode(io.ComfyNode):
@@ -22,5 +22,5 @@ class VGTDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, vae) -> io.NodeOutput:
-        host.require_vgt_vae(vae)
+        require_vgt_vae(vae)
         return io.NodeOutput(vae.decode(samples["samples"]))

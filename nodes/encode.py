@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import host
+from .vae import FITS, fit_to_tokens, require_vgt_vae
 
 
 class VGTEncode(io.ComfyNode):
@@ -18,7 +18,7 @@ class VGTEncode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
                 io.Combo.Input(
                     "fit",
-                    options=list(host.FITS),
+                    options=list(FITS),
                     default="crop",
                     tooltip="What to do when a side is not a multiple of 28: crop cuts the edges, pad repeats the "
                     "last pixels, stretch resizes to the nearest multiple.",
@@ -29,5 +29,5 @@ class VGTEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, vae, fit) -> io.NodeOutput:
-        host.require_vgt_vae(vae)
-        return io.NodeOutput({"samples": vae.encode(host.fit_to_tokens(image, fit))})
+        require_vgt_vae(vae)
+        return io.NodeOutput({"samples": vae.encode(fit_to_tokens(image, fit))})

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
 from ..vgt.flow_head import FlowSettings
 from . import host
+from .vae import check_latent, nearest_multiple
 
 
 def sample(
@@ -45,7 +46,7 @@ def sample(
         samples = torch.zeros(batch_size, LATENT_CHANNELS, height // TOKEN_PIXELS, width // TOKEN_PIXELS)
         masks = torch.ones(batch_size, *samples.shape[2:], dtype=torch.bool)
     else:
-        host.check_latent(samples)
+        check_latent(samples)
         masks = _masks(latent, denoise, seed)
         height, width = samples.shape[2] * TOKEN_PIXELS, samples.shape[3] * TOKEN_PIXELS
 
@@ -88,7 +89,7 @@ def _size_of_empty(latent: dict) -> tuple[int, int, int]:
         raise ValueError(f"The latent has {samples.ndim} dimensions; VGT draws still images, use an image latent.")
     batch, channels, h, w = samples.shape
     ratio = TOKEN_PIXELS if channels == LATENT_CHANNELS else latent.get("downscale_ratio_spacial", 8)
-    width, height = (host.nearest_multiple(side * ratio) for side in (w, h))
+    width, height = (nearest_multiple(side * ratio) for side in (w, h))
     if (width, height) != (w * ratio, h * ratio):
         logging.info(
             f"VGT: drawing {width}x{height}, the multiple of 28 nearest to the latent's {w * ratio}x{h * ratio}."
