@@ -238,12 +238,12 @@ def test_an_invalid_value_is_named_in_a_dialog_and_its_node_is_marked(interface)
     interface.complaints.clear()
     interface.set("VGTARSampler", cfg=4.5, width=230)  # refused by the node
     interface.run()
-    assert "The size is 230x224; width and height must be multiples of 28." in interface.dialog()
+    assert "The size is 230x112; width and height must be multiples of 28." in interface.dialog()
     assert interface.page.evaluate("app.lastExecutionError.node_id") == str(sampler)
     interface.screenshot("error_in_the_node")
     interface.page.keyboard.press("Escape")
 
-    interface.set("VGTARSampler", width=224)
+    interface.set("VGTARSampler", width=112)
     interface.run()
     assert len(interface.pictures()) == 1
     assert interface.complaints == []

@@ -14,10 +14,10 @@ from vgt.checkpoint import convert
 FOLDER = ROOT / "workflows"
 MODEL = "vgt-tiny.safetensors"
 
-SQUARE = (224, 224)
+SQUARE = (112, 112)
 PICTURES = {
     "text_to_image": [SQUARE],
-    "reconstruct": [(448, 224)],
+    "reconstruct": [(224, 112)],
     "inpaint": [SQUARE],
     "outpaint": [SQUARE],
     "variations": [SQUARE] * 3,
