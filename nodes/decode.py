@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .types import search_aliases
 from .vae import require_vgt_vae
 
 
@@ -12,6 +13,7 @@ class VGTDecode(io.ComfyNode):
             node_id="VGTDecode",
             display_name="VGT Decode",
             category="VGT",
+            **search_aliases("vgt", "tokenizer", "vae decode", "latent to image"),
             description="Turns VGT latents back into images.",
             inputs=[
                 io.Latent.Input("samples", tooltip="A VGT latent, from VGT AR Sampler or VGT Encode."),

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .types import search_aliases
 from .vae import FITS, fit_to_tokens, require_vgt_vae
 
 
@@ -12,6 +13,7 @@ class VGTEncode(io.ComfyNode):
             node_id="VGTEncode",
             display_name="VGT Encode",
             category="VGT",
+            **search_aliases("vgt", "tokenizer", "vae encode", "image to latent"),
             description="Turns images into VGT latents: 32 channels for every 28x28 pixels.",
             inputs=[
                 io.Image.Input("image", tooltip="The images to encode."),

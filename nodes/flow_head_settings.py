@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..vgt.flow_head import SOLVERS, FlowSettings
 from ..vgt.generation import CFG_SCHEDULES
-from .types import FlowHead
+from .types import FlowHead, search_aliases
 
 
 class VGTFlowHeadSettings(io.ComfyNode):
@@ -14,6 +14,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
             node_id="VGTFlowHeadSettings",
             display_name="Flow Head Settings",
             category="VGT",
+            **search_aliases("vgt", "flow matching", "solver", "steps", "temperature"),
             description="How each token is drawn by VGT's flow matching head. The values here are the published ones; "
             "without this node the sampler uses them as well.",
             inputs=[

@@ -25,7 +25,7 @@ from ..vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ..vgt.plan import group_sizes
 from ..vgt.prompt import PromptTokenizer
 from ..vgt.qwen_tokenizer import build_family_tokenizer
-from .vae import VGTVAE, Patcher
+from .vae import VGTVAE, Patcher, free_memory, is_paged
 
 FOLDER = "vgt"
 """Name of the models folder, also in extra_model_paths.yaml."""
@@ -53,6 +53,10 @@ class VGTModel:
     """None for a tokenizer-only model."""
     tokenizer: PromptTokenizer | None
     vae: VGTVAE
+
+    def is_dynamic(self) -> bool:
+        """Newer hosts' node cache asks: short of memory, it keeps what it can page out and drops the rest."""
+        return self.patcher is None or is_paged(self.patcher)
 
 
 def register_model_folder() -> None:
@@ -82,13 +86,13 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     checkpoint = read_checkpoint(path, _host_tokenizer)
     device = memory.get_torch_device()
     compute = DTYPES[dtype]
-    operations = comfy.ops.disable_weight_init
+    operations = _Operations
     if compute is None:
         compute = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
     elif compute == torch.float8_e4m3fn:
         compute = torch.bfloat16
         operations = _Float8Operations
-    autoencoder = build_autoencoder(checkpoint, dtype=compute, operations=comfy.ops.disable_weight_init)
+    autoencoder = build_autoencoder(checkpoint, dtype=compute, operations=_Operations)
     vae = VGTVAE(autoencoder, checkpoint.config.autoencoder, compute)
     patcher = tokenizer = None
     if checkpoint.config.generator:
@@ -118,10 +122,32 @@ def _host_tokenizer(family: str) -> bytes | None:
     return build_family_tokenizer(folder, internvl3=family == INTERNVL3)
 
 
+class _Whole:
+    """Newer hosts with dynamic VRAM make Linear and Embedding without their weights until a state dict brings them,
+    unless the class loads state dicts itself. Ours are compared with the file first, so they are made whole.
+    """
+
+    def _load_from_state_dict(self, *arguments):
+        torch.nn.Module._load_from_state_dict(self, *arguments)
+
+
+class _Operations(comfy.ops.disable_weight_init):
+    """The host's layers."""
+
+    class Linear(_Whole, comfy.ops.disable_weight_init.Linear):
+        pass
+
+    class Embedding(_Whole, comfy.ops.disable_weight_init.Embedding):
+        pass
+
+
 class _Float8Operations(comfy.ops.manual_cast):
     """Linear weights kept in float8; everything small stays as it is."""
 
-    class Linear(comfy.ops.manual_cast.Linear):
+    class Embedding(_Whole, comfy.ops.manual_cast.Embedding):
+        pass
+
+    class Linear(_Whole, comfy.ops.manual_cast.Linear):
         def __init__(self, *arguments, **factory):
             super().__init__(*arguments, **factory)
             self.weight = torch.nn.Parameter(self.weight.to(torch.float8_e4m3fn), requires_grad=False)
@@ -146,11 +172,13 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
     device = patcher.load_device
     start = progress.begin((settings["height"] // TOKEN_PIXELS, settings["width"] // TOKEN_PIXELS), needed)
     try:
-        if len(prompts) == 1 or needed <= memory.get_free_memory(device):
+        if len(prompts) == 1 or needed <= free_memory(patcher):
             return generation.generate(
                 patcher.model, model.tokenizer, prompts, negative, device=device, progress=progress, **settings
             )
-    except memory.OOM_EXCEPTION as error:
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
         if len(prompts) == 1:
             raise RuntimeError(
                 "There is not enough memory to draw one image of this size; choose a smaller size, fewer tokens per "
@@ -166,6 +194,13 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
         rows = {"latent": None if latent is None else latent[part], "batch_index": settings["batch_index"][part]}
         halves.append(generate(model, progress, prompts[part], negative, **settings | rows))
     return torch.cat(halves)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Newer hosts know more forms of it than one exception."""
+    if hasattr(memory, "is_oom"):
+        return memory.is_oom(error)
+    return isinstance(error, memory.OOM_EXCEPTION)
 
 
 def _sampling_memory(model: VGTModel, prompts: list[str], negative: str | None, settings: dict) -> int:
@@ -206,6 +241,7 @@ class ProgressReport:
         self._bar = comfy.utils.ProgressBar(max(1, total))
         self._total = total
         self._vae = model.vae
+        self._sampler = model.patcher
         self._before = self._done = 0
         self._previews = False
         self._began = self._shown = time.monotonic()
@@ -217,7 +253,7 @@ class ProgressReport:
         memory.throw_exception_if_processing_interrupted()
         self._before = self._done
         self._previews = args.preview_method != LatentPreviewMethod.NoPreviews and self._vae.make_ready(
-            (1, LATENT_CHANNELS, *grid), needed
+            (1, LATENT_CHANNELS, *grid), needed, self._sampler
         )
         return self._before
 

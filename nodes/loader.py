@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from . import host
-from .types import VGTModel
+from .types import VGTModel, search_aliases
 
 
 class VGTLoader(io.ComfyNode):
@@ -13,6 +13,7 @@ class VGTLoader(io.ComfyNode):
             node_id="VGTLoader",
             display_name="VGT Loader",
             category="VGT",
+            **search_aliases("vgt", "checkpoint loader", "autoregressive model", "visual generation tuning"),
             description="Loads a VGT model: the generator for VGT AR Sampler and the tokenizer (VGT-AE) as a VAE.",
             inputs=[
                 io.Combo.Input(

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..vgt.plan import DECODINGS, GROUPINGS, ORDERS
 from . import host, sampling
-from .types import FlowHead, VGTModel
+from .types import FlowHead, VGTModel, search_aliases
 
 
 class VGTARSampler(io.ComfyNode):
@@ -15,6 +15,7 @@ class VGTARSampler(io.ComfyNode):
             node_id="VGTARSampler",
             display_name="VGT AR Sampler",
             category="VGT",
+            **search_aliases("vgt", "text to image", "autoregressive", "ksampler", "inpaint", "outpaint", "variations"),
             description="Draws images token by token from a prompt. With a latent it repaints: where its noise mask "
             "is set, or the share of tokens that denoise says.",
             inputs=[

@@ -23,6 +23,17 @@ FITS = ("crop", "pad", "stretch")
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
 
+def is_paged(patcher) -> bool:
+    """Whether the host pages this model's weights in and out while it runs (newer hosts' dynamic VRAM)."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+
+
+def free_memory(patcher) -> int:
+    """Bytes that a run of the model may take; in newer hosts with those that paged weights would give up for it."""
+    free = getattr(patcher, "get_free_memory", memory.get_free_memory)
+    return free(patcher.load_device)
+
+
 class VGTVAE(comfy.sd.VAE):
     """VGT-AE as a VAE of the host: encode, decode, their tiled forms and out-of-memory fallbacks are the host's own."""
 
@@ -65,12 +76,18 @@ class VGTVAE(comfy.sd.VAE):
         check_latent(samples)
         return super().decode_tiled(samples, *arguments, **options)
 
-    def make_ready(self, shape: tuple[int, ...], needed: int) -> bool:
-        """Load for previews of that shape beside a run that needs so many bytes, unless there is no room for both."""
+    def make_ready(self, shape: tuple[int, ...], needed: int, sampler: comfy.model_patcher.ModelPatcher) -> bool:
+        """Load for previews of that shape beside a run of the sampler that needs so many bytes.
+
+        False: there is no room for both.
+        """
         needed += self.memory_used_decode(shape, self.vae_dtype)
         room = max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory())
-        missing = self.patcher.model_size() - self.patcher.loaded_size()
-        if self.device.type != "cpu" and memory.get_free_memory(self.device) < 1.1 * missing + room:
+        if is_paged(self.patcher):  # pages count as free: the weights of both must fit, or they displace one another
+            missing = self.patcher.model_size() + sampler.model_size()
+        else:
+            missing = self.patcher.model_size() - self.patcher.loaded_size()
+        if self.device.type != "cpu" and free_memory(self.patcher) < 1.1 * missing + room:
             logging.info("VGT: no previews, since there is no room for the VAE beside the model.")
             return False
         memory.load_models_gpu([self.patcher], memory_required=needed)
