@@ -13,7 +13,7 @@ class VGTDecode(io.ComfyNode):
             node_id="VGTDecode",
             display_name="VGT Decode",
             category="VGT",
-            **search_aliases("vgt", "tokenizer", "vae decode", "latent to image"),
+            **search_aliases("detokenize", "latent to image", "vae decode"),
             description="Turns VGT latents back into images.",
             inputs=[
                 io.Latent.Input("samples", tooltip="A VGT latent, from VGT AR Sampler or VGT Encode."),

@@ -13,7 +13,7 @@ class VGTEncode(io.ComfyNode):
             node_id="VGTEncode",
             display_name="VGT Encode",
             category="VGT",
-            **search_aliases("vgt", "tokenizer", "vae encode", "image to latent"),
+            **search_aliases("tokenizer", "image to latent", "vae encode"),
             description="Turns images into VGT latents: 32 channels for every 28x28 pixels.",
             inputs=[
                 io.Image.Input("image", tooltip="The images to encode."),

@@ -14,7 +14,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
             node_id="VGTFlowHeadSettings",
             display_name="Flow Head Settings",
             category="VGT",
-            **search_aliases("vgt", "flow matching", "solver", "steps", "temperature"),
+            **search_aliases("flow matching", "cfg schedule", "steps", "solver", "temperature"),
             description="How each token is drawn by VGT's flow matching head. The values here are the published ones; "
             "without this node the sampler uses them as well.",
             inputs=[

@@ -13,7 +13,7 @@ class VGTLoader(io.ComfyNode):
             node_id="VGTLoader",
             display_name="VGT Loader",
             category="VGT",
-            **search_aliases("vgt", "checkpoint loader", "autoregressive model", "visual generation tuning"),
+            **search_aliases("load model", "checkpoint", "text to image model", "tokenizer"),
             description="Loads a VGT model: the generator for VGT AR Sampler and the tokenizer (VGT-AE) as a VAE.",
             inputs=[
                 io.Combo.Input(

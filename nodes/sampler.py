@@ -15,7 +15,9 @@ class VGTARSampler(io.ComfyNode):
             node_id="VGTARSampler",
             display_name="VGT AR Sampler",
             category="VGT",
-            **search_aliases("vgt", "text to image", "autoregressive", "ksampler", "inpaint", "outpaint", "variations"),
+            **search_aliases(
+                "text to image", "txt2img", "autoregressive", "generate", "inpaint", "outpaint", "variations"
+            ),
             description="Draws images token by token from a prompt. With a latent it repaints: where its noise mask "
             "is set, or the share of tokens that denoise says.",
             inputs=[

@@ -27,6 +27,8 @@ HOST_MESSAGES = [
     # files that a new user folder does not hold
     (r"status of 404", r"/(favicon\.ico|user\.css|api/userdata/user\.css|api/userdata/comfy\.templates\.json)$"),
     (r"status of 404", r"/api/userdata\?dir=(workflows|subgraphs%2F)&"),
+    # the help page in English, which lies where all other languages fall back to
+    (r"status of 404", r"/docs/\w+/en\.md$"),
     # questions to the Comfy registry, which a host with --disable-api-nodes forbids its pages
     (r"^Connecting to 'https://api\.comfy\.org/", r""),
     # a setting of its own that it stores before it knows it

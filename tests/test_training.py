@@ -1,0 +1,361 @@
+"""Training: a miniature of every stage, exact resume, and the sequence that training and generation share."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from PIL import Image
+
+import vgt
+from vgt.autoencoder import channel_norm
+from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
+from vgt.language_model import LanguageModel
+from vgt.plan import make_plan
+from vgt.prompt import PromptTokenizer
+from vgt.training import autoencoder_command, captioner_command, generator_command
+from vgt.training.base_model import load_base
+from vgt.training.build import new_generator
+from vgt.training.command import read_config, read_settings
+from vgt.training.data import DataError, EndlessShuffle, open_data
+from vgt.training.generator import draw_times, flow_matching
+from vgt.training.sequence import query_states
+from vgt.training.settings import TrainingError
+
+SCENES = {"kind": "scenes", "size": 56, "seed": 1, "length": 256}
+HELD_OUT = {"kind": "scenes", "size": 56, "seed": 2, "length": 4, "split": "test"}
+VISION = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 48, "full_attention": [1]}
+LANGUAGE = {"width": 32, "depth": 2, "heads": 2, "kv_heads": 1, "head_width": 16, "mlp_width": 64, "max_positions": 512}
+DECODER = {"widths": [8, 16, 32], "blocks": [1, 1, 1], "attention": [False, False, False]}
+
+
+def training(**changes):
+    table = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "warmup": 1, "log_every": 1, "threads": 1}
+    return {**table, "device": "cpu", "dtype": "float32", "save_every": 3, "sheet_every": 12, **changes}
+
+
+def captioner(**changes):
+    return {
+        "data": SCENES,
+        "held_out": HELD_OUT,
+        "tokenizer": {"vocabulary": 400, "captions": 100},
+        "vision": VISION,
+        "language": LANGUAGE,
+        "thumbnail_weight": 5.0,
+        "training": training(**changes),
+    }
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small VLM in the hub layout, taught to caption for a moment."""
+    folder = tmp_path_factory.mktemp("captioner")
+    captioner_command.run(captioner(), folder, None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base, tmp_path_factory):
+    """A tokenizer after a moment of stage 1."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    autoencoder_command.run(autoencoder(base), folder, None)
+    return folder
+
+
+def autoencoder(base, objective=None, **changes):
+    weights = {"distillation": 0.1, "adversarial": 0.05, "adversarial_from": 6, "noise": 0.1}
+    return {
+        "base": str(base / "base"),
+        "data": SCENES,
+        "held_out": HELD_OUT,
+        "decoder": DECODER,
+        "objective": {**weights, **(objective or {})},
+        "training": training(**changes),
+    }
+
+
+def generator(base, tokenizer, **changes):
+    return {
+        "base": str(base / "base"),
+        "autoencoder": str(tokenizer / autoencoder_command.FILE),
+        "data": {**SCENES, "count": 32},
+        "generator": {"query_grid": 4, "flow_head": {"width": 32, "depth": 2}},
+        "objective": {"caption": 0.1, "repa": 0.1},
+        "training": training(ema=0.9, **changes),
+    }
+
+
+def losses(folder, name="loss"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def test_each_stage_lowers_its_loss(base, tokenizer, tmp_path):
+    generator_command.run(generator(base, tokenizer, steps=30), tmp_path, None)
+    for folder, name in ((base, "caption"), (tokenizer, "l2"), (tmp_path, "flow")):
+        values = losses(folder, name)
+        assert sum(values[-3:]) < 0.9 * sum(values[:3]), (name, values)
+    assert (tokenizer / "sheet-000012.png").is_file()
+    model = vgt.load(tmp_path / generator_command.FILE)
+    latent = model.generate(["a red circle"], height=56, width=56, flow=vgt.FlowSettings(steps=2))
+    assert model.decode(latent).shape == (1, 3, 56, 56)
+
+
+@pytest.mark.parametrize("stage", ["captioner", "autoencoder", "generator"])
+def test_resume_is_exact(stage, base, tokenizer, tmp_path):
+    config, run = {
+        "captioner": (captioner(steps=4), captioner_command.run),
+        "autoencoder": (autoencoder(base, {"adversarial_from": 1}, steps=4), autoencoder_command.run),
+        "generator": (generator(base, tokenizer, steps=4), generator_command.run),
+    }[stage]
+    run(config, tmp_path / "whole", None)
+    run(config, tmp_path / "parts", 2)
+    run(config, tmp_path / "parts", None)
+    one, other = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts"))
+    for part in ("stage", "average", "auxiliary"):
+        for name, tensor in one.get(part, {}).items():
+            assert torch.equal(tensor, other[part][name]), (part, name)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_resume_from_another_configuration_is_refused(base, tmp_path):
+    captioner_command.run(captioner(steps=4), tmp_path, 1)
+    with pytest.raises(TrainingError, match=r"another configuration \(training.learning_rate was 0.003, is 0.01\)"):
+        captioner_command.run(captioner(steps=4, learning_rate=0.01), tmp_path, None)
+    captioner_command.run(captioner(steps=4, log_every=3), tmp_path, 2)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(base, tmp_path, monkeypatch):
+    from vgt.training import captioner_stage
+
+    real, calls = captioner_stage.caption_loss, []
+
+    def spoilt(*arguments):
+        calls.append(1)
+        return real(*arguments) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(captioner_stage, "caption_loss", spoilt)
+    with pytest.raises(TrainingError, match=r"became nan in step 5; the checkpoint of step 3 is kept"):
+        captioner_command.run(captioner(), tmp_path, None)
+    kept = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert kept["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in kept["stage"].values())
+
+
+def test_ctrl_c_writes_a_checkpoint(base, tmp_path, monkeypatch):
+    from vgt.training.captioner_stage import CaptionerStage
+
+    def interrupt(self, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(CaptionerStage, "begin_step", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
+        captioner_command.run(captioner(), tmp_path, None)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
+
+
+def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
+    """The hidden states at the queries are those that generation sees when it draws the same latents."""
+    found = load_base(base / "base")
+    config = GeneratorConfig(LanguageModelConfig(**found.language.__dict__), FlowHeadConfig(16, 1), 4)
+    generator = new_generator(config, found.family, 3)
+    generator.language_model.load_state_dict(found.language_state)
+    tokenizer = PromptTokenizer(found.tokenizer_json, found.pad_token)
+    text = tokenizer(["a red circle", "two blue stars on a mint background"], None)
+    assert text.lengths[0] != text.lengths[1]
+    latents = channel_norm(torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0)), -1)
+    order = [4, 0, 5, 2, 1, 3]
+
+    from vgt.flow_head import FlowSettings
+    from vgt.generation import _Run
+
+    plan = make_plan(
+        order, 1, family=found.family, lengths=text.lengths, start=len(tokenizer.image_start), known=[],
+        decoding="training-consistent", grouping="uniform",
+    )  # fmt: skip
+    seen = []
+    hook = generator.image_out_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        run = _Run(generator, plan, text.ids, tokenizer.image_start, (2, 3), FlowSettings(steps=1), torch.device("cpu"))
+        for index, step in enumerate(plan.steps):
+            drawn = latents.clone()
+            run.draw(index, step, drawn, torch.zeros(2, 6, 1, 32), 1.0)
+        hook.remove()
+        orders = torch.tensor(order).expand(2, -1)
+        states = query_states(generator, text, tokenizer.image_start, latents, orders, (2, 3))
+    assert torch.allclose(torch.cat(seen, dim=1), states, atol=1e-5)
+
+
+def test_flow_matching_moves_from_noise_to_data():
+    x, noise = torch.randn(5, 32), torch.randn(5, 32)
+    start, velocity = flow_matching(x, noise, torch.zeros(5))
+    assert torch.equal(start, noise)
+    assert torch.allclose(start + velocity, x, atol=1e-6)
+    plain = draw_times(20000, 1.0, torch.Generator().manual_seed(0))
+    shifted = draw_times(20000, 3.0, torch.Generator().manual_seed(0))
+    assert abs(float(plain.median()) - 0.5) < 0.02
+    assert float(shifted.median()) < 0.3
+
+
+def test_the_base_model_is_read_by_transformers(base):
+    """Our small VLM is a Qwen2.5-VL: `transformers` reads it and gives the same words the same probabilities."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from vgt.training.captioning import Captioner, _embed, multimodal_rotary
+    from vgt.vision_tower import QwenVisionTower, normalise
+
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(base / "base", dtype=torch.float32).eval()
+    found = load_base(base / "base")
+    tower = QwenVisionTower(found.vision, found.language.width)
+    tower.load_state_dict(found.vision_state)
+    model = LanguageModel(found.language)
+    model.load_state_dict(found.language_state)
+    pixels = torch.rand(1, 3, 56, 84, generator=torch.Generator().manual_seed(0))
+    captioner = Captioner(found.tokenizer_json)
+    prefix, positions = captioner.prefix((2, 3))
+    with torch.no_grad():
+        embeds = _embed(model, prefix[None], tower(pixels), captioner.image)
+        hidden = model(embeds, multimodal_rotary(model, positions), None)
+        said = hidden @ model.embed_tokens.weight.T
+        answer = theirs(
+            input_ids=prefix[None],
+            attention_mask=torch.ones_like(prefix)[None],
+            mm_token_type_ids=(prefix == captioner.image).long()[None],
+            pixel_values=tower.patches(normalise(pixels, tower.MEAN, tower.STD)).flatten(0, 2),
+            image_grid_thw=torch.tensor([[1, 4, 6]]),
+        ).logits
+    assert torch.allclose(answer, said, atol=2e-4), (answer - said).abs().max()
+
+
+def test_every_epoch_has_each_item_once_and_processes_share_them():
+    whole = iter(EndlessShuffle(10, 3, 0, 0, 1))
+    first, second = [next(whole) for _ in range(10)], [next(whole) for _ in range(10)]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    shares = [iter(EndlessShuffle(10, 3, 4, rank, 2)) for rank in (0, 1)]
+    assert [next(share) for _ in range(3) for share in shares] == first[4:10]
+
+
+def folder_data(folder):
+    return {"kind": "folder", "size": 28, "path": str(folder)}
+
+
+def picture(path, size=(40, 30)):
+    Image.new("RGB", size, (200, 30, 30)).save(path)
+
+
+def test_folders_of_pictures(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red thing\n")
+    pixels, caption = open_data(folder_data(tmp_path), captions=True)[0]
+    assert (pixels.shape, caption) == ((3, 28, 28), "a red thing")
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "all.jsonl").write_text('{"image": "a.png", "caption": "from the list"}\n')
+    assert open_data(folder_data(tmp_path), captions=True)[0][1] == "from the list"
+
+
+def test_webdataset_shards(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    picture(tmp_path / "a.png")
+    with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as shard:
+        for index in range(4):
+            shard.write({"__key__": f"{index}", "png": (tmp_path / "a.png").read_bytes(), "txt": f"picture {index}"})
+    stream = iter(
+        open_data({"kind": "webdataset", "size": 28, "path": str(tmp_path / "shard-{0..0}.tar")}, captions=True)
+    )
+    seen = [next(stream) for _ in range(4)]
+    assert seen[0][0].shape == (3, 28, 28)
+
+
+def test_unusable_data_is_named(tmp_path):
+    with pytest.raises(DataError, match="There is no folder"):
+        open_data(folder_data(tmp_path / "nothing"), captions=True)
+    with pytest.raises(DataError, match="holds no pictures"):
+        open_data(folder_data(tmp_path), captions=True)
+    (tmp_path / "orphan.txt").write_text("a caption")
+    with pytest.raises(DataError, match=r"orphan.txt is a caption without its picture"):
+        open_data(folder_data(tmp_path), captions=True)
+    (tmp_path / "orphan.txt").unlink()
+    picture(tmp_path / "bare.png")
+    with pytest.raises(DataError, match=r"bare.png has no caption"):
+        open_data(folder_data(tmp_path), captions=True)
+    assert len(open_data(folder_data(tmp_path), captions=False)) == 1
+    (tmp_path / "bare.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"bare.png cannot be read as a picture"):
+        open_data(folder_data(tmp_path), captions=False)[0]
+    (tmp_path / "list.jsonl").write_text('{"image": "gone.png", "caption": "c"}\n')
+    with pytest.raises(DataError, match=r"line 1, is a caption without its picture gone.png"):
+        open_data(folder_data(tmp_path), captions=True)
+    with pytest.raises(DataError, match="must be a multiple of 28"):
+        open_data({"kind": "scenes", "size": 100}, captions=True)
+
+
+def test_unusable_configurations_are_named(base, tmp_path):
+    with pytest.raises(TrainingError, match="cannot be read as a configuration"):
+        read_config(tmp_path / "none.toml")
+    with pytest.raises(TrainingError, match="unknown 'epochs'"):
+        read_settings({"training": {"steps": 1, "batch_size": 1, "learning_rate": 1.0, "epochs": 3}})
+    with pytest.raises(TrainingError, match="is no base model"):
+        load_base(tmp_path)
+    with pytest.raises(TrainingError, match="holds a model of type 'qwen2_5_vl'; internvl3 is needed"):
+        load_base(base / "base", "internvl3")
+
+
+def test_captions_are_judged():
+    from vgt.training.caption_truth import judge
+    from vgt.training.scenes import ScenesDataset
+
+    scenes = ScenesDataset(56, seed=9, split="test", length=200)
+    for index in range(200):
+        scene, _, caption = scenes.scene(index)
+        assert judge(caption, scene)["true"], (caption, scene)
+    others = [scenes.scene(index)[2] for index in range(200)]
+    assert sum(judge(others[index - 1], scenes.scene(index)[0])["true"] for index in range(200)) < 20
+
+
+def test_internvl3_is_read_and_tuned_too(base, tmp_path):
+    """A base of the other family, in the names of its hub repository, goes through the same stages."""
+    from safetensors.torch import save_file
+
+    from vgt.config import InternVisionConfig
+    from vgt.vision_tower import InternVisionTower
+
+    qwen = load_base(base / "base")
+    vision = InternVisionConfig(width=32, depth=1, heads=2, mlp_width=48, grid=4)
+    tower = InternVisionTower(vision, qwen.language.width).state_dict()
+    for name in ("class_embedding", "position_embedding"):
+        tower[name] = torch.randn_like(tower[name])
+    tensors = {}
+    for name, tensor in tower.items():
+        if name.startswith("mlp1."):
+            tensors[name] = tensor
+        else:
+            tensors["vision_model." + ("encoder." if name.startswith("layers.") else "embeddings.") + name] = tensor
+    widths = [32, 16, 16]
+    for name, tensor in qwen.language_state.items():
+        at = "language_model.model." + name
+        if "qkv_proj" in name:
+            for part, rows in zip("qkv", tensor.split(widths)):
+                tensors[at.replace("qkv_proj", f"{part}_proj")] = rows.clone()
+        elif "gate_up_proj" in name:
+            for part, rows in zip(("gate", "up"), tensor.chunk(2)):
+                tensors[at.replace("gate_up_proj", f"{part}_proj")] = rows.clone()
+        else:
+            tensors[at] = tensor
+    (tmp_path / "base").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "tokenizer.json").write_bytes(qwen.tokenizer_json)
+    text = json.loads((base / "base" / "config.json").read_text())
+    images = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    images.update(image_size=56, patch_size=14)
+    config = {"model_type": "internvl_chat", "llm_config": text, "vision_config": images}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+
+    found = load_base(tmp_path / "base", "internvl3")
+    assert found.vision == vision
+    assert all(torch.equal(found.language_state[name], tensor) for name, tensor in qwen.language_state.items())
+    autoencoder_command.run(autoencoder(tmp_path, steps=2), tmp_path / "ae", None)
+    generator_command.run(generator(tmp_path, tmp_path / "ae", steps=2), tmp_path / "ar", None)
+    assert vgt.load(tmp_path / "ar" / generator_command.FILE).config.family == "internvl3"

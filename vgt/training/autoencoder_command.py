@@ -1,0 +1,53 @@
+"""The tokenizer's command: from a base VLM (stage 1) or a trained tokenizer (stage 2) to a tokenizer file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ..checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
+from ..config import ModelConfig
+from ..vision_tower import InternVisionTower, QwenVisionTower
+from .autoencoder import AutoencoderStage, Objective
+from .base_model import autoencoder_config, load_base, load_pixel_decoder
+from .build import new_autoencoder
+from .command import read_settings
+from .data import open_data, open_held_out
+from .settings import TrainingError
+from .trainer import train
+
+FILE = "autoencoder.safetensors"
+
+
+def run(config: dict, out: Path, until: int | None) -> None:
+    """Train from `config` into `out`/autoencoder.safetensors.
+
+    Beside the tables: base, the VLM's folder; init, a tokenizer file to go on from; dc_ae, a pixel decoder's folder.
+    """
+    settings = read_settings(config)
+    try:
+        objective = Objective(**config.get("objective", {}))
+    except TypeError as error:
+        raise TrainingError(f"The [objective] table holds a setting that does not exist ({error}).") from error
+    dataset, held_out = open_data(config["data"], captions=False), open_held_out(config["held_out"], captions=False)
+    base = load_base(config["base"], config.get("family"))
+    sizes = autoencoder_config(base, config.get("decoder", {}))
+    autoencoder = new_autoencoder(sizes, settings.seed)
+    autoencoder.vision_tower.load_state_dict(base.vision_state)
+    if "dc_ae" in config:
+        load_pixel_decoder(autoencoder.pixel_decoder, config["dc_ae"])
+    if "init" in config:
+        start = read_checkpoint(config["init"])
+        if start.config.autoencoder != sizes:
+            raise CheckpointError(f"{config['init']} is a tokenizer of other sizes than the configuration's.")
+        load_state(autoencoder, start.state("autoencoder"), start.path, "this tokenizer")
+        autoencoder.requires_grad_(True)
+    tower = InternVisionTower if base.family == "internvl3" else QwenVisionTower
+    teacher = tower(base.vision, base.language.width)
+    teacher.load_state_dict(base.vision_state)
+    stage = AutoencoderStage(autoencoder, objective, dataset, held_out, settings, teacher)
+    trained = train(stage, settings, out, config, until=until)
+    if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
+        tensors = {f"autoencoder.{name}": tensor.cpu() for name, tensor in trained.state_dict().items()}
+        save_checkpoint(Checkpoint(out / FILE, ModelConfig(base.family, sizes), tensors, None), out / FILE)

@@ -1,0 +1,133 @@
+"""The vision-language side: an image at the image place of a chat turn, and the caption as its answer.
+
+It makes a small VLM out of untrained parts, and keeps and measures captioning while a model is tuned into a generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..generation import Generator
+from ..language_model import KVCache, LanguageModel, rotary_table
+from .text import IMAGE, PAD, TURN_END, TURN_START, VISION_END, VISION_START
+
+_BEFORE = f"{TURN_START}user\n{VISION_START}"
+_AFTER = f"{VISION_END}Describe the image.{TURN_END}\n{TURN_START}assistant\n"
+
+
+class Captioner:
+    """The chat template of captioning, tokenized."""
+
+    def __init__(self, tokenizer_json: str | bytes):
+        from tokenizers import Tokenizer
+
+        text = tokenizer_json if isinstance(tokenizer_json, str) else tokenizer_json.decode("utf-8")
+        self.tokenizer = Tokenizer.from_str(text)
+        self.before = self.tokenizer.encode(_BEFORE).ids
+        self.after = self.tokenizer.encode(_AFTER).ids
+        self.image, self.pad, self.end = (self.tokenizer.token_to_id(token) for token in (IMAGE, PAD, TURN_END))
+
+    def prefix(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Ids [n] up to the answer, and their positions [3, n] (time, row, column; Qwen2.5-VL's rotary scheme)."""
+        height, width = grid
+        ids = torch.tensor(self.before + [self.image] * (height * width) + self.after)
+        first = len(self.before)
+        place = torch.arange(height * width)
+        image = torch.stack((torch.zeros_like(place), place // width, place % width)) + first
+        after = torch.arange(len(self.after)) + first + max(height, width)
+        return ids, torch.cat((torch.arange(first).expand(3, -1), image, after.expand(3, -1)), dim=1)
+
+    def answers(self, captions: Sequence[str]) -> Tensor:
+        """Ids [B, longest], each caption with its end token, right-padded."""
+        rows = [[*self.tokenizer.encode(caption).ids, self.end] for caption in captions]
+        ids = torch.full((len(rows), max(map(len, rows))), self.pad)
+        for target, row in zip(ids, rows):
+            target[: len(row)] = torch.tensor(row)
+        return ids
+
+
+def multimodal_rotary(model: LanguageModel, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Qwen2.5-VL's rotary embedding for positions [3, n] (time, row, column): cosines and sines [1, 1, n, head_width].
+
+    A quarter of a head's frequencies turn with time, three eighths with the row and three eighths with the column.
+    """
+    tables = [rotary_table(model.config, axis[None]) for axis in positions]
+    parts = mrope_section(model.config.head_width) * 2
+    return tuple(torch.cat([kind[i % 3].split(parts, dim=-1)[i] for i in range(6)], dim=-1) for kind in zip(*tables))
+
+
+def mrope_section(head_width: int) -> list[int]:
+    """How many frequencies of a head turn with time, row and column: 16, 24, 24 of 64 as published."""
+    spatial = head_width // 2 * 3 // 8
+    return [head_width // 2 - 2 * spatial, spatial, spatial]
+
+
+def _embed(model: LanguageModel, ids: Tensor, features: Tensor, image: int) -> Tensor:
+    """Embeddings [B, n, D] of ids [B, n], features [B, T, D] standing at the image places."""
+    embeds = model.embed_tokens(ids)
+    places = (ids[0] == image).nonzero().flatten()
+    first, last = int(places[0]), int(places[-1]) + 1
+    features = features.to(embeds.dtype)
+    return torch.cat((embeds[:, :first], features, embeds[:, last:]), dim=1)
+
+
+def caption_loss(
+    model: LanguageModel, captioner: Captioner, features: Tensor, captions: Sequence[str], grid: tuple[int, int]
+) -> Tensor:
+    """Cross-entropy of the captions, given features [B, T, D] of images of `grid` tokens.
+
+    The output head is the embedding itself.
+    """
+    answers = captioner.answers(captions).to(features.device)
+    prefix, positions = captioner.prefix(grid)
+    ids = torch.cat((prefix.to(answers).expand(len(answers), -1), answers[:, :-1]), dim=1)
+    running = positions.max() + 1 + torch.arange(answers.shape[1] - 1)
+    positions = torch.cat((positions, running.expand(3, -1)), dim=1).to(features.device)
+    embeds = _embed(model, ids, features, captioner.image)
+    rotary = tuple(part.to(embeds.dtype) for part in multimodal_rotary(model, positions))
+    # Padding comes last, so no mask is needed: nothing that counts can see it.
+    hidden = model(embeds, rotary, None)[:, len(prefix) - 1 :]
+    wanted = answers.masked_fill(answers == captioner.pad, -100)
+    return F.cross_entropy((hidden @ model.embed_tokens.weight.T).flatten(0, 1).float(), wanted.flatten())
+
+
+@torch.no_grad()
+def describe(
+    model: LanguageModel, captioner: Captioner, features: Tensor, grid: tuple[int, int], longest: int = 32
+) -> list[str]:
+    """The most likely captions, word by word, of features [B, T, D]."""
+    rows, device = len(features), features.device
+    prefix, positions = captioner.prefix(grid)
+    embeds = _embed(model, prefix.to(device).expand(rows, -1), features, captioner.image)
+    cache = KVCache(model.config, rows, len(prefix) + longest, device, embeds.dtype)
+    slot, at, said = 0, int(positions.max()) + 1, []
+    positions = positions.to(device)
+    for _ in range(longest):
+        rotary = tuple(part.to(embeds.dtype) for part in multimodal_rotary(model, positions))
+        hidden = model(embeds, rotary, cache, slot)[:, -1]
+        said.append((hidden @ model.embed_tokens.weight.T).argmax(-1))
+        slot += embeds.shape[1]
+        embeds = model.embed_tokens(said[-1])[:, None]
+        positions = torch.full((3, 1), at, device=device)
+        at += 1
+    rows = torch.stack(said, dim=1).tolist()
+    ended = [row[: row.index(captioner.end)] if captioner.end in row else row for row in rows]
+    return [captioner.tokenizer.decode(row) for row in ended]
+
+
+class VisionLanguageModel(nn.Module):
+    """The vision tower and the language model of a VLM whose output head is tied to its embedding."""
+
+    def __init__(self, vision_tower: nn.Module, language_model: LanguageModel):
+        super().__init__()
+        self.vision_tower = vision_tower
+        self.language_model = language_model
+
+    @classmethod
+    def of(cls, autoencoder, generator: Generator) -> VisionLanguageModel:
+        """The VLM inside a VGT model."""
+        return cls(autoencoder.vision_tower, generator.language_model)

@@ -1,0 +1,171 @@
+"""The generator's training (paper, section 3.2): flow matching on the latents, in a random order of the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..generation import Generator, generate
+from ..prompt import PromptTokenizer
+from .build import seeded
+from .captioning import Captioner, caption_loss
+from .data import batches
+from .sequence import query_states
+from .settings import Settings
+from .sheet import save_sheet
+from .trainer import Stage
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the generator learns."""
+
+    drop_prompt: float = 0.1
+    """Share of the samples that see the unconditional prompt."""
+    draws: int = 4
+    """Noise levels drawn for each token: the flow head is cheap beside the language model."""
+    shift: float = 1.0
+    """Shifts the noise levels: above 1 towards noise. 1 is the plain logit-normal."""
+    repa: float = 0.0
+    """Weight of the REPA loss: half-way through, the flow head's features point where the semantic features do."""
+    caption: float = 0.0
+    """Weight of the captioning loss, which keeps the language model a VLM's."""
+    caption_share: float = 0.25
+    """Share of the batch that captioning reads."""
+    language_rate: float = 1.0
+    """The language model's learning rate, as a multiple of that of the new parts."""
+
+
+def flow_matching(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents x [N, 32], noise [N, 32], t [N] in [0, 1] (1 is data) → (x_t, the velocity x - noise), each [N, 32]."""
+    t = t[:, None]
+    return t * x + (1 - t) * noise, x - noise
+
+
+def draw_times(count: int, shift: float, rng: torch.Generator) -> Tensor:
+    """Logit-normal noise levels [count] in (0, 1), shifted as in RAE: t ← 1 - s·u / (1 + (s - 1)·u) with u = 1 - t."""
+    u = 1 - torch.randn(count, generator=rng).sigmoid()
+    return 1 - shift * u / (1 + (shift - 1) * u)
+
+
+class GeneratorStage(Stage):
+    """Language model, position queries and flow head learn together, from latents of a frozen tokenizer."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer_json: bytes,
+        pad_token: str,
+        objective: Objective,
+        dataset,
+        settings: Settings,
+        review_with=None,
+    ):
+        """dataset: gives (latent [32, h, w], caption, semantic features [T, D]). review_with: see `Review`."""
+        super().__init__()
+        self.trained = generator
+        self.tokenizer = PromptTokenizer(tokenizer_json, pad_token)
+        self.captioner = Captioner(tokenizer_json) if objective.caption else None
+        self.objective = objective
+        self.dataset, self.settings, self.review_with = dataset, settings, review_with
+        self.auxiliary: nn.Module | None = None
+        if objective.repa:
+            width = generator.flow_head.width
+            semantic = generator.config.language.width
+            with seeded(settings.seed):
+                self.auxiliary = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, semantic))
+
+    def groups(self):
+        language = list(self.trained.language_model.parameters())
+        known = {id(parameter) for parameter in language}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        return [{"params": rest, "scale": 1.0}, {"params": language, "scale": self.objective.language_rate}]
+
+    def forward(self, batch, rng):
+        objective, generator = self.objective, self.trained
+        latents, captions, features = batch
+        device = next(generator.parameters()).device
+        grid = tuple(latents.shape[2:])
+        latents, features = latents.to(device).flatten(2).transpose(1, 2), features.to(device)
+        rows, tokens = latents.shape[:2]
+
+        # The tokenizer lists conditional rows first, so the batch is put in that order too.
+        dropped = torch.rand(rows, generator=rng) < objective.drop_prompt
+        rank = dropped.long().argsort(stable=True).tolist()
+        latents, features, captions = latents[rank], features[rank], [captions[index] for index in rank]
+        kept = rows - int(dropped.sum())
+        text = self.tokenizer(captions[:kept], [None] * (rows - kept))
+        order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
+        hidden = query_states(generator, text, self.tokenizer.image_start, latents, order, grid)
+
+        condition = generator.image_out_projector(hidden).flatten(0, 1).repeat(objective.draws, 1)
+        x = latents.gather(1, order.unsqueeze(-1).expand_as(latents)).flatten(0, 1).repeat(objective.draws, 1)
+        noise = torch.randn(x.shape, generator=rng).to(x)
+        t = draw_times(len(x), objective.shift, rng).to(x)
+        x_t, velocity = flow_matching(x, noise, t)
+        half = []
+        hook = self._tap(half) if objective.repa else None
+        predicted = generator.flow_head(x_t, t, condition)
+        losses = {"flow": F.mse_loss(predicted.float(), velocity)}
+        loss = losses["flow"]
+        if hook is not None:
+            hook.remove()
+            wanted = features.gather(1, order.unsqueeze(-1).expand_as(features)).flatten(0, 1)
+            likeness = F.cosine_similarity(self.auxiliary(half[0]), wanted.repeat(objective.draws, 1), dim=-1)
+            losses["repa"] = 1 - likeness.float().mean()
+            loss = loss + objective.repa * losses["repa"]
+        if objective.caption:
+            some = max(1, round(rows * objective.caption_share))
+            model = generator.language_model
+            losses["caption"] = caption_loss(model, self.captioner, features[:some], captions[:some], grid)
+            loss = loss + objective.caption * losses["caption"]
+        return loss, losses
+
+    def _tap(self, into: list):
+        blocks = self.trained.flow_head.blocks
+        return blocks[max(1, len(blocks) // 2) - 1].register_forward_hook(lambda _, __, out: into.append(out))
+
+    def batches(self, first, rank, world):
+        settings = self.settings
+        return batches(
+            self.dataset,
+            settings.batch_size,
+            seed=settings.seed,
+            first=first,
+            rank=rank,
+            world=world,
+            workers=settings.workers,
+        )
+
+    def review(self, averaged, folder: Path, step: int) -> dict[str, float]:
+        return {} if self.review_with is None else self.review_with(averaged, self.tokenizer, folder, step)
+
+
+@dataclass
+class Review:
+    """Draws some prompts of the held-out data as a sample sheet."""
+
+    autoencoder: nn.Module
+    prompts: list[str]
+    size: int
+    cfg: float = 4.5
+    tokens_per_step: int = 1
+
+    def __call__(self, generator: Generator, tokenizer: PromptTokenizer, folder: Path, step: int) -> dict[str, float]:
+        latent = generate(
+            generator,
+            tokenizer,
+            self.prompts,
+            height=self.size,
+            width=self.size,
+            cfg=self.cfg,
+            tokens_per_step=self.tokens_per_step,
+        )
+        pixels = (self.autoencoder.decode(latent) + 1) / 2
+        save_sheet(pixels, folder / f"sheet-{step:06}.png", columns=8)
+        (folder / "sheet.txt").write_text("\n".join(self.prompts) + "\n", encoding="utf-8")
+        return {}

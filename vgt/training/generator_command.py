@@ -1,0 +1,72 @@
+"""The generator's command: from a base VLM and a tokenizer file to a whole model in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ..checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from ..config import FlowHeadConfig, GeneratorConfig, ModelConfig
+from ..model import build_autoencoder
+from .base_model import load_base
+from .build import new_generator
+from .command import read_settings
+from .data import caption_of, open_data, open_held_out
+from .generator import GeneratorStage, Objective, Review
+from .latents import cached_latents
+from .settings import TrainingError
+from .trainer import train
+
+FILE = "model.safetensors"
+
+
+def run(config: dict, out: Path, until: int | None) -> None:
+    """Train from `config` (base: the VLM's folder; autoencoder: a tokenizer file); writes model.safetensors (bf16)."""
+    settings = read_settings(config)
+    try:
+        objective = Objective(**config.get("objective", {}))
+    except TypeError as error:
+        raise TrainingError(f"The [objective] table holds a setting that does not exist ({error}).") from error
+    table = config["generator"]
+    base = load_base(config["base"], config.get("family"), table.get("layers"))
+    checkpoint = read_checkpoint(config["autoencoder"])
+    if checkpoint.config.family != base.family:
+        raise TrainingError(f"{config['autoencoder']} is a tokenizer of {checkpoint.config.family}, not {base.family}.")
+    autoencoder = build_autoencoder(checkpoint, dtype=torch.float32).to(settings.device)
+    sizes = GeneratorConfig(base.language, FlowHeadConfig(**table["flow_head"]), table["query_grid"])
+    generator = new_generator(sizes, base.family, settings.seed)
+    generator.language_model.load_state_dict(base.language_state)
+
+    data = dict(config["data"])
+    count = data.pop("count", None)
+    dataset = open_data(data, captions=True)
+    count = count or len(dataset)
+    about = {"data": data, "autoencoder": _fingerprint(autoencoder)}
+    cache = Path(config.get("latents", out / "latents.safetensors"))
+    latents = cached_latents(cache, dataset, autoencoder, about, count, settings.device)
+    review = None
+    if "held_out" in config:
+        held_out = open_held_out(config["held_out"], captions=True)
+        prompts = [caption_of(held_out, index) for index in range(min(16, len(held_out)))]
+        review = Review(autoencoder, prompts, data["size"], **config.get("sheet", {}))
+    stage = GeneratorStage(generator, base.tokenizer_json, base.pad_token, objective, latents, settings, review)
+    trained = train(stage, settings, out, config, until=until)
+    if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
+        write_model(out / FILE, checkpoint, trained, base)
+
+
+def write_model(path: Path, autoencoder: Checkpoint, generator, base) -> None:
+    """One file with everything, in bfloat16."""
+    config = ModelConfig(base.family, autoencoder.config.autoencoder, generator.config, base.pad_token)
+    tensors = {name: tensor for name, tensor in autoencoder.tensors.items() if name.startswith("autoencoder.")}
+    tensors.update({f"generator.{name}": tensor.cpu() for name, tensor in generator.state_dict().items()})
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json), path)
+
+
+def _fingerprint(autoencoder) -> float:
+    """Tells encoders apart; the pixel decoder has no part in latents."""
+    encoder = (tensor for name, tensor in autoencoder.named_parameters() if not name.startswith("pixel_decoder."))
+    return float(sum(tensor.double().abs().sum() for tensor in encoder))

@@ -1,0 +1,52 @@
+"""The sequences of training: text, `<img>`, and query and latent of each token in turn (VGT.md, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..generation import Generator
+from ..language_model import rotary_table
+from ..prompt import TokenizedPrompts
+
+
+def query_states(
+    generator: Generator, text: TokenizedPrompts, image_start: list[int], latents: Tensor, order: Tensor, grid
+) -> Tensor:
+    """What the language model says at each position query, in one causal pass.
+
+    The sequence is `text <img> q₁ l₁ q₂ l₂ … q_T`, in a row's own order; padding is never seen, and positions run on.
+
+    Args:
+        latents: [B, T, 32] by token place, row-major.
+        order: int64 [B, T], a permutation of the places for each row.
+        grid: (height, width) of the image in tokens.
+
+    Returns the hidden states after the final norm at q₁ … q_T, [B, T, D].
+    """
+    device = latents.device
+    rows, tokens, _ = latents.shape
+    start = torch.tensor(image_start).expand(rows, -1)
+    words = generator.language_model.embed_tokens(torch.cat((text.ids, start), dim=1).to(device))
+    places, queries = generator.position_queries(*grid, device=device)
+    ordered = latents.gather(1, order.unsqueeze(-1).expand_as(latents))
+    embedded = generator.image_in_projector(ordered) + places[order]
+    image = torch.stack((queries[order].to(embedded.dtype), embedded), dim=2).flatten(1, 2)[:, :-1]
+    embeds = torch.cat((words.to(image.dtype), image), dim=1)
+    positions, seen = positions_and_mask(text.lengths, text.ids.shape[1], embeds.shape[1], device)
+    rotary = tuple(part.to(embeds.dtype) for part in rotary_table(generator.config.language, positions))
+    hidden = generator.language_model(embeds, rotary, None, mask=seen)
+    return hidden[:, -2 * tokens + 1 :: 2]
+
+
+def positions_and_mask(lengths, padded: int, inputs: int, device) -> tuple[Tensor, Tensor]:
+    """Positions int64 [B, inputs] that run on without the padding, and what is seen, bool [B, 1, inputs, inputs].
+
+    lengths: of the rows' texts, which are right-padded to `padded`.
+    """
+    lengths = torch.tensor(lengths, device=device)[:, None]
+    slot = torch.arange(inputs, device=device)
+    real = (slot < lengths) | (slot >= padded)
+    positions = real.long().cumsum(1) - 1
+    seen = (slot <= slot[:, None]) & real[:, None]
+    return positions, seen[:, None]

@@ -1,0 +1,37 @@
+"""How to train, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class TrainingError(ValueError):
+    """Training cannot start or go on; the message says why, in which step, and what is kept."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. Batch sizes count all processes together."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: int = 100
+    """Steps of linear rise to the learning rate; a cosine falls from there to `final_rate` times it."""
+    final_rate: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    """Largest norm of the gradient, over each parameter group."""
+    ema: float | None = None
+    """Decay of the averaged weights; None keeps none."""
+    seed: int = 0
+    dtype: str = "float32"
+    """What matrix products compute in; weights are float32."""
+    device: str = "cpu"
+    threads: int | None = None
+    workers: int = 0
+    log_every: int = 10
+    save_every: int = 200
+    sheet_every: int = 500
+    """How often a sample sheet is drawn and the held-out figures are taken."""

@@ -1,0 +1,51 @@
+"""All of VGT-Tiny, one stage after the other: `python -m vgt train tiny FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .settings import TrainingError
+
+CONFIGS = Path(__file__).parent / "configs"
+_STAGES = (
+    ("captioner", "tiny-captioner"),
+    ("autoencoder", "tiny-autoencoder-1"),
+    ("autoencoder", "tiny-autoencoder-2"),
+    ("autoencoder", "tiny-autoencoder-3"),
+    ("generator", "tiny-generator"),
+)
+
+
+def run_all(folder: Path, processes: int) -> None:
+    """Train every stage in `folder`; what is done is skipped, what was interrupted goes on.
+
+    Raises TrainingError when a stage fails (its own message has been printed), KeyboardInterrupt after Ctrl-C.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, name in _STAGES:
+        print(f"{name} → {folder / name}", flush=True)
+        # The configurations name their inputs relative to the folder they are run in.
+        command = [*_launcher(processes), "train", stage, str(CONFIGS / f"{name}.toml"), "--out", name]
+        done = subprocess.run(command, cwd=folder, env=_environment())
+        if done.returncode == 130:
+            raise KeyboardInterrupt
+        if done.returncode:
+            raise TrainingError(
+                f"{name} ended with status {done.returncode}; run the same command to go on from there."
+            )
+
+
+def _launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return [sys.executable, "-m", "vgt"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, "-m", *torchrun, "-m", "vgt"]
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,282 @@
+"""The training loop, the same for every stage: one process, or several under torchrun.
+
+All randomness of a step follows from the seed, the step and the process; nothing else is drawn. So a run that is
+resumed goes on as if it had never stopped, and the checkpoint need not hold the state of any random generator.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from .settings import Settings, TrainingError
+
+CHECKPOINT = "last.pt"
+METRICS = "metrics.jsonl"
+
+_MAY_DIFFER = {"device", "save_every", "sheet_every", "log_every", "threads", "workers"}
+"""Settings that a resumed run may change: they do not change what is learnt."""
+
+
+class Stage(nn.Module):
+    """What a stage gives the loop: a module whose `forward(batch, rng)` returns (loss, figures to log)."""
+
+    trained: nn.Module
+    """The part that is averaged and saved; it holds all trained parameters."""
+
+    def groups(self) -> list[dict]:
+        """Parameter groups; `scale` multiplies the learning rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
+
+    def forward(self, batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def batches(self, first: int, rank: int, world: int) -> Iterable:
+        """This process's share of batch `first`, then of the ones after it, without end."""
+        raise NotImplementedError
+
+    def begin_step(self, step: int) -> None:
+        """Called before each step's forward."""
+
+    def review(self, averaged: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Write a sample sheet and return held-out figures, from `averaged`: `trained`, or its moving average."""
+        return {}
+
+
+@dataclass
+class _Interrupt:
+    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C ends at once."""
+
+    asked: bool = False
+    previous: dict = field(default_factory=dict)
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until: int | None = None) -> nn.Module:
+    """Train `stage`, going on from `folder`/last.pt where there is one.
+
+    Args:
+        folder: takes last.pt, metrics.jsonl and the sample sheets.
+        about: plain data that a resumed run must agree with: the whole configuration.
+        until: stop (with a checkpoint) after this many steps of the schedule.
+
+    Returns the averaged weights' module, or the trained one when nothing is averaged. Raises TrainingError when the
+    checkpoint is of another configuration or the loss is not finite (the last good checkpoint stays), and
+    KeyboardInterrupt after Ctrl-C, when the checkpoint is written.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if settings.batch_size % world:
+        raise TrainingError(f"batch_size is {settings.batch_size}; it must be a multiple of the {world} processes.")
+    device = torch.device(settings.device)
+    # Gradients that underflow would make a processor many times slower.
+    torch.set_flush_denormal(True)
+    stage.to(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = [{**group, "lr": settings.learning_rate * group["scale"]} for group in stage.groups()]
+    optimiser = torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+    average = None
+    if settings.ema is not None:
+        average = AveragedModel(stage.trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    state = _State(stage, optimiser, average, {**about, "training": _comparable(settings)}, folder)
+    first = state.resume(device)
+    last = min(until or settings.steps, settings.steps)
+    wrapped = DistributedDataParallel(stage, find_unused_parameters=True) if world > 1 else stage
+    batches = iter(stage.batches(first, rank, world)) if first < last else iter(())
+    log = _Log(folder, first, settings, rank)
+    with _Interrupt() as interrupt:
+        for step in range(first, last):
+            rate = _rate(settings, step)
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * group["scale"] * rate
+            rng = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 4096 + rank)
+            stage.begin_step(step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+                loss, figures = wrapped(next(batches), rng)
+            figures = {"loss": loss.detach(), **figures, "interrupt": torch.tensor(float(interrupt.asked))}
+            figures = _mean_over_processes(figures, device)
+            if not math.isfinite(figures["loss"]):
+                log.close()
+                raise TrainingError(_not_finite(figures["loss"], step, state.saved))
+            loss.backward()
+            for group in optimiser.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], settings.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            if average is not None:
+                average.update_parameters(stage.trained)
+            stop = figures.pop("interrupt") > 0
+            log.step(step, rate, figures)
+            done = step + 1
+            if done % settings.save_every == 0 or done == last or stop:
+                state.save(done, rank)
+            if (done % settings.sheet_every == 0 or done == settings.steps) and not stop:
+                if rank == 0:
+                    log.review(done, _reviewed(stage, average, folder, done))
+                if world > 1:
+                    dist.barrier()
+            if stop:
+                log.close()
+                raise KeyboardInterrupt(f"stopped after step {done}; {folder / CHECKPOINT} goes on from there")
+    log.close()
+    return average.module if average is not None else stage.trained
+
+
+def _reviewed(stage: Stage, average, folder: Path, done: int) -> dict[str, float]:
+    model = average.module if average is not None else stage.trained
+    was = model.training
+    model.eval()
+    with torch.no_grad():
+        figures = stage.review(model, folder, done)
+    model.train(was)
+    return figures
+
+
+class _State:
+    """Everything a run needs to go on, in one file that appears under its name only when it is whole."""
+
+    def __init__(self, stage: Stage, optimiser, average, about: dict, folder: Path):
+        self.parts = {"stage": stage.trained, "optimiser": optimiser, "average": average}
+        extra = getattr(stage, "auxiliary", None)
+        self.parts["auxiliary"] = extra
+        self.about = about
+        self.path = folder / CHECKPOINT
+        self.saved = 0
+
+    def save(self, step: int, rank: int) -> None:
+        self.saved = step
+        if rank:
+            return
+        content = {name: part.state_dict() for name, part in self.parts.items() if part is not None}
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        try:
+            torch.save({**content, "step": step, "about": self.about}, partial)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def resume(self, device: torch.device) -> int:
+        if not self.path.is_file():
+            return 0
+        content = torch.load(self.path, map_location=device, weights_only=True)
+        if (difference := _difference(content["about"], self.about)) is not None:
+            name, was, now = difference
+            raise TrainingError(
+                f"{self.path} was made with another configuration ({name} was {was!r}, is {now!r}); put the setting "
+                "back, or train into another folder."
+            )
+        for name, part in self.parts.items():
+            if part is not None:
+                part.load_state_dict(content[name])
+        self.saved = content["step"]
+        return self.saved
+
+
+class _Log:
+    """metrics.jsonl and the progress bar, of the first process only."""
+
+    def __init__(self, folder: Path, first: int, settings: Settings, rank: int):
+        self.every, self.rank = settings.log_every, rank
+        self.start, self.sums, self.count = time.monotonic(), {}, 0
+        if rank == 0:
+            self.file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self.bar = tqdm(total=settings.steps, initial=first, unit="step", mininterval=5)
+
+    def step(self, step: int, rate: float, figures: dict[str, float]) -> None:
+        if self.rank:
+            return
+        self.count += 1
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.bar.update()
+        if (step + 1) % self.every == 0:
+            now = time.monotonic()
+            line = {name: value / self.count for name, value in self.sums.items()}
+            self.write({"step": step + 1, **line, "rate": rate, "seconds_per_step": (now - self.start) / self.count})
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in line.items()}, refresh=False)
+            self.start, self.sums, self.count = now, {}, 0
+
+    def review(self, step: int, figures: dict[str, float]) -> None:
+        self.write({"step": step, **{f"held_out_{name}": value for name, value in figures.items()}})
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        tqdm.write(f"step {step}: {shown}")
+
+    def write(self, line: dict) -> None:
+        self.file.write(json.dumps({key: round(value, 6) for key, value in line.items()}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        if self.rank == 0:
+            self.bar.close()
+            self.file.close()
+
+
+def _rate(settings: Settings, step: int) -> float:
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _mean_over_processes(figures: dict[str, Tensor], device) -> dict[str, float]:
+    values = torch.stack([value.detach().float().to(device) for value in figures.values()])
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return dict(zip(figures, values.tolist()))
+
+
+def _not_finite(loss: float, step: int, saved: int) -> str:
+    kept = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
+    return f"The loss became {loss} in step {step + 1}; {kept}. Lower the learning rate, or look at the data."
+
+
+def _comparable(settings: Settings) -> dict:
+    data = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
+    return json.loads(json.dumps(data))
+
+
+def _difference(was: dict, now: dict, prefix: str = ""):
+    for name in sorted(was.keys() | now.keys()):
+        one, other = was.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            if (found := _difference(one, other, f"{prefix}{name}.")) is not None:
+                return found
+        elif one != other:
+            return prefix + name, one, other
+    return None
+
+
+def start_processes() -> None:
+    """Join torchrun's process group where there is one."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
