@@ -119,6 +119,22 @@ def test_resume_is_exact(stage, base, tokenizer, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
+def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):
+    """A tokenizer's decoder and a generator can be trained further from what the stage before wrote."""
+    first = autoencoder_command.read_checkpoint(tokenizer / autoencoder_command.FILE).tensors
+    config = autoencoder(base, {"decoder_only": True, "distillation": 0.0, "adversarial": 0.0}, steps=1)
+    autoencoder_command.run({**config, "init": str(tokenizer / autoencoder_command.FILE)}, tmp_path / "ae", None)
+    second = autoencoder_command.read_checkpoint(tmp_path / "ae" / autoencoder_command.FILE).tensors
+    changed = {name.split(".")[1] for name, tensor in first.items() if not torch.equal(tensor, second[name])}
+    assert changed == {"pixel_decoder"}
+    generator_command.run(generator(base, tokenizer, steps=1), tmp_path / "ar", None)
+    config = generator(base, tmp_path / "ae", steps=1, learning_rate=1e-9)
+    generator_command.run({**config, "init": str(tmp_path / "ar" / generator_command.FILE)}, tmp_path / "further", None)
+    one, other = (vgt.load(tmp_path / name / generator_command.FILE).generator for name in ("ar", "further"))
+    for name, tensor in one.state_dict().items():
+        assert torch.allclose(tensor, other.state_dict()[name], atol=1e-3), name
+
+
 def test_resume_from_another_configuration_is_refused(base, tmp_path):
     captioner_command.run(captioner(steps=4), tmp_path, 1)
     with pytest.raises(TrainingError, match=r"another configuration \(training.learning_rate was 0.003, is 0.01\)"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ..checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from ..checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
 from ..config import FlowHeadConfig, GeneratorConfig, ModelConfig
 from ..model import build_autoencoder
 from .base_model import load_base
@@ -23,7 +23,10 @@ FILE = "model.safetensors"
 
 
 def run(config: dict, out: Path, until: int | None) -> None:
-    """Train from `config` (base: the VLM's folder; autoencoder: a tokenizer file); writes model.safetensors (bf16)."""
+    """Train from `config` into `out`/model.safetensors (bfloat16).
+
+    Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a whole model to go on from.
+    """
     settings = read_settings(config)
     try:
         objective = Objective(**config.get("objective", {}))
@@ -38,6 +41,12 @@ def run(config: dict, out: Path, until: int | None) -> None:
     sizes = GeneratorConfig(base.language, FlowHeadConfig(**table["flow_head"]), table["query_grid"])
     generator = new_generator(sizes, base.family, settings.seed)
     generator.language_model.load_state_dict(base.language_state)
+    if "init" in config:
+        start = read_checkpoint(config["init"])
+        if start.config.generator != sizes:
+            raise CheckpointError(f"{config['init']} is a generator of other sizes than the configuration's.")
+        load_state(generator, start.state("generator"), start.path, "this generator")
+        generator.requires_grad_(True)
 
     data = dict(config["data"])
     count = data.pop("count", None)

@@ -16,6 +16,7 @@ _STAGES = (
     ("autoencoder", "tiny-autoencoder-2"),
     ("autoencoder", "tiny-autoencoder-3"),
     ("generator", "tiny-generator"),
+    ("generator", "tiny-generator-2"),
 )
 
 

@@ -12,12 +12,14 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -111,7 +113,9 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
     wrapped = DistributedDataParallel(stage, find_unused_parameters=True) if world > 1 else stage
     batches = iter(stage.batches(first, rank, world)) if first < last else iter(())
     log = _Log(folder, first, settings, rank)
-    with _Interrupt() as interrupt:
+    # A processor's fused attention is slow to differentiate where sequences are short.
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with _Interrupt() as interrupt, attention:
         for step in range(first, last):
             rate = _rate(settings, step)
             for group in optimiser.param_groups:
