@@ -30,15 +30,11 @@ def read_added_tokens(tokenizer_config: Path) -> dict[int, tuple[str, bool]]:
     return {int(index): (token["content"], bool(token.get("special"))) for index, token in listed.items()}
 
 
-def build_tokenizer_json(folder: Path, added: Mapping[int, tuple[str, bool]]) -> bytes:
-    """A tokenizer.json from the vocab.json and merges.txt in `folder` and the added tokens.
+def byte_level_tokenizer(model):
+    """A `tokenizers.Tokenizer` around a BPE model, cutting and normalising text as Qwen2's does."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
-    Raises ValueError when an added token would not get the id it is listed under.
-    """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-    from tokenizers.models import BPE
-
-    tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -47,6 +43,18 @@ def build_tokenizer_json(folder: Path, added: Mapping[int, tuple[str, bool]]) ->
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def build_tokenizer_json(folder: Path, added: Mapping[int, tuple[str, bool]]) -> bytes:
+    """A tokenizer.json from the vocab.json and merges.txt in `folder` and the added tokens.
+
+    Raises ValueError when an added token would not get the id it is listed under.
+    """
+    from tokenizers import AddedToken
+    from tokenizers.models import BPE
+
+    tokenizer = byte_level_tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     for index, (content, special) in sorted(added.items()):
         tokenizer.add_tokens([AddedToken(content, special=special, normalized=False)])
         if tokenizer.token_to_id(content) != index:
