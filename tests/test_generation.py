@@ -1,4 +1,4 @@
-"""Prompt to latent: the recorded runs, and what DESIGN says of seeds, batches, known tokens and decoding."""
+"""Prompt to latent: the recorded runs, and what holds for seeds, batches, known tokens and decoding."""
 
 import pytest
 import torch

@@ -113,7 +113,7 @@ class FlowHead(nn.Module):
 class FlowSampler:
     """Integrates the flow for one run: the grid of timesteps and its embeddings are made once.
 
-    Published solver (VGT.md, section 3): x ← x + ((1 + t)·v − x)·dt + sqrt(2·(1 − t)·dt)·ε over `steps` points from
+    Published solver: x ← x + ((1 + t)·v − x)·dt + sqrt(2·(1 − t)·dt)·ε over `steps` points from
     0 to 1 − last_step, then x ← x + v·last_step. The "euler" solver: x ← x + v·dt on the same grid.
     """
 

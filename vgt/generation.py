@@ -99,7 +99,7 @@ def generate(
         progress: called after each step; what it raises ends the run.
 
     Returns the latent [B, 32, h, w], float32, on `device`. Raises ValueError when an argument is out of range.
-    Source: paper, section 3; the published sampling loop (VGT.md, section 3).
+    Source: arXiv 2511.23469, and the sampling loop of the published implementation.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     flow = flow or FlowSettings()

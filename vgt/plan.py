@@ -4,7 +4,7 @@ Everything here is known before the first token is drawn. generation.py walks a 
 
 Each step feeds the latents drawn before it, in one of two forms, and the position queries of the tokens it draws.
 
-Published decoding (VGT.md, section 3) appends every input to the cache, and from the second step on masks nothing
+Published decoding appends every input to the cache, and from the second step on masks nothing
 but the future, so the padding of the text is seen; where several tokens are drawn at once, each is fed as its query
 again and its latent. Positions run on row by row (InternVL3) or are counted from the padded text (Qwen2.5-VL).
 

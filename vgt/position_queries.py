@@ -1,4 +1,4 @@
-"""Position queries: the learned grids that say which token is asked for (paper, section 3; VGT-AR)."""
+"""Position queries: the learned grids that say which token is asked for (arXiv 2511.23469)."""
 
 from __future__ import annotations
 

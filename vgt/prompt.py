@@ -1,4 +1,4 @@
-"""From prompts to token ids: templates, tokenizing, padding (VGT.md, section 3)."""
+"""From prompts to token ids: templates, tokenizing, padding (as in the published implementation)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokenizer's two stages (paper, section 3.1): a vision tower learns to keep what a picture needs to be rebuilt.
+"""The tokenizer's two stages (arXiv 2511.23469): a vision tower learns to keep what a picture needs to be rebuilt.
 
 Stage 1: pixels, perceptual distance, an adversary from some step on, and distillation: the semantic features stay
 close to those of the frozen tower. Stage 2: the latent's channels are normalised, noise is put on it, and distillation
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..autoencoder import Autoencoder, channel_norm
 from .build import seeded
-from .data import batches
 from .reconstruction_loss import Discriminator, VGGDistance, adversarial_losses, edge_distance
 from .settings import Settings
 from .sheet import save_sheet
@@ -118,18 +117,6 @@ class AutoencoderStage(Stage):
             losses["adversarial"], losses["discriminator"] = adversarial_losses(self.auxiliary, pixels, rebuilt)
             loss = loss + objective.adversarial * losses["adversarial"] + losses["discriminator"]
         return loss, losses
-
-    def batches(self, first, rank, world):
-        settings = self.settings
-        return batches(
-            self.dataset,
-            settings.batch_size,
-            seed=settings.seed,
-            first=first,
-            rank=rank,
-            world=world,
-            workers=settings.workers,
-        )
 
     def review(self, averaged, folder: Path, step: int) -> dict[str, float]:
         device = next(averaged.parameters()).device

@@ -15,7 +15,6 @@ from torch import nn
 from ..config import TOKEN_PIXELS
 from .build import seeded
 from .captioning import Captioner, VisionLanguageModel, caption_loss, describe
-from .data import batches
 from .settings import Settings
 from .trainer import Stage
 
@@ -49,18 +48,6 @@ class CaptionerStage(Stage):
         wanted = F.unfold(thumbnails, _THUMBNAIL, stride=_THUMBNAIL).transpose(1, 2)
         error = F.mse_loss(self.auxiliary(features).float(), wanted)
         return loss + self.thumbnail_weight * error, {"caption": loss, "thumbnail": error}
-
-    def batches(self, first, rank, world):
-        settings = self.settings
-        return batches(
-            self.dataset,
-            settings.batch_size,
-            seed=settings.seed,
-            first=first,
-            rank=rank,
-            world=world,
-            workers=settings.workers,
-        )
 
     def review(self, averaged, folder: Path, step: int) -> dict[str, float]:
         pixels, captions = held_out_batch(self.held_out, 64)

@@ -1,4 +1,4 @@
-"""The generator's training (paper, section 3.2): flow matching on the latents, in a random order of the tokens."""
+"""The generator's training (arXiv 2511.23469): flow matching on the latents, in a random order of the tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ..generation import Generator, generate
 from ..prompt import PromptTokenizer
 from .build import seeded
 from .captioning import Captioner, caption_loss
-from .data import batches
 from .sequence import query_states
 from .settings import Settings
 from .sheet import save_sheet
@@ -128,18 +127,6 @@ class GeneratorStage(Stage):
     def _tap(self, into: list):
         blocks = self.trained.flow_head.blocks
         return blocks[max(1, len(blocks) // 2) - 1].register_forward_hook(lambda _, __, out: into.append(out))
-
-    def batches(self, first, rank, world):
-        settings = self.settings
-        return batches(
-            self.dataset,
-            settings.batch_size,
-            seed=settings.seed,
-            first=first,
-            rank=rank,
-            world=world,
-            workers=settings.workers,
-        )
 
     def review(self, averaged, folder: Path, step: int) -> dict[str, float]:
         return {} if self.review_with is None else self.review_with(averaged, self.tokenizer, folder, step)

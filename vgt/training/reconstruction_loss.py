@@ -1,4 +1,4 @@
-"""What a reconstruction is judged by: pixels, a perceptual distance, an adversary (paper, section 3.1)."""
+"""What a reconstruction is judged by: pixels, a perceptual distance, an adversary (arXiv 2511.23469)."""
 
 from __future__ import annotations
 

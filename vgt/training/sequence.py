@@ -1,4 +1,4 @@
-"""The sequences of training: text, `<img>`, and query and latent of each token in turn (VGT.md, section 3)."""
+"""The sequences of training: text, `<img>`, and query and latent of each token in turn."""
 
 from __future__ import annotations
 

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .data import batches
 from .settings import Settings, TrainingError
 
 CHECKPOINT = "last.pt"
@@ -38,17 +40,26 @@ class Stage(nn.Module):
 
     trained: nn.Module
     """The part that is averaged and saved; it holds all trained parameters."""
+    dataset: Dataset
+    """What `forward`'s batches are made of."""
+    settings: Settings
 
     def groups(self) -> list[dict]:
         """Parameter groups; `scale` multiplies the learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
 
-    def forward(self, batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        raise NotImplementedError
-
     def batches(self, first: int, rank: int, world: int) -> Iterable:
         """This process's share of batch `first`, then of the ones after it, without end."""
-        raise NotImplementedError
+        settings = self.settings
+        return batches(
+            self.dataset,
+            settings.batch_size,
+            seed=settings.seed,
+            first=first,
+            rank=rank,
+            world=world,
+            workers=settings.workers,
+        )
 
     def begin_step(self, step: int) -> None:
         """Called before each step's forward."""
@@ -111,7 +122,7 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
     first = state.resume(device)
     last = min(until or settings.steps, settings.steps)
     wrapped = DistributedDataParallel(stage, find_unused_parameters=True) if world > 1 else stage
-    batches = iter(stage.batches(first, rank, world)) if first < last else iter(())
+    feed = iter(stage.batches(first, rank, world)) if first < last else iter(())
     log = _Log(folder, first, settings, rank)
     # A processor's fused attention is slow to differentiate where sequences are short.
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
@@ -123,7 +134,7 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
             rng = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 4096 + rank)
             stage.begin_step(step)
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-                loss, figures = wrapped(next(batches), rng)
+                loss, figures = wrapped(next(feed), rng)
             figures = {"loss": loss.detach(), **figures, "interrupt": torch.tensor(float(interrupt.asked))}
             figures = _mean_over_processes(figures, device)
             if not math.isfinite(figures["loss"]):
