@@ -16,5 +16,6 @@ class VGTExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> VGTExtension:
+    host.warn_if_installed_twice()
     host.register_model_folder()
     return VGTExtension()

