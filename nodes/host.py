@@ -112,8 +112,20 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     if checkpoint.config.generator:
         tokenizer = build_tokenizer(checkpoint)
         generator = build_generator(checkpoint, dtype=compute, operations=operations)
-        patcher = Patcher(generator, load_device=device, offload_device=memory.unet_offload_device())
+        patcher = _GeneratorPatcher(generator, load_device=device, offload_device=memory.unet_offload_device())
     return VGTModel(name, patcher, tokenizer, vae), vae
+
+
+class _GeneratorPatcher(Patcher):
+    """Graphs hold memory, and the addresses of weights: both go when the host wants the weights elsewhere."""
+
+    def unpatch_model(self, *arguments, **options):
+        self.model.graphs.clear()
+        return super().unpatch_model(*arguments, **options)
+
+    def partially_unload(self, *arguments, **options):
+        self.model.graphs.clear()
+        return super().partially_unload(*arguments, **options)
 
 
 def _download(name: str) -> Path:
@@ -188,7 +200,14 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
     try:
         if len(prompts) == 1 or needed <= free_memory(patcher):
             return generation.generate(
-                patcher.model, model.tokenizer, prompts, negative, device=device, progress=progress, **settings
+                patcher.model,
+                model.tokenizer,
+                prompts,
+                negative,
+                device=device,
+                graphs=not is_paged(patcher),
+                progress=progress,
+                **settings,
             )
     except Exception as error:
         if not _is_out_of_memory(error):

@@ -184,8 +184,10 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
     latents = channel_norm(torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0)), -1)
     order = [4, 0, 5, 2, 1, 3]
 
-    from vgt.flow_head import FlowSettings
-    from vgt.generation import _Run
+    from vgt.flow_head import FlowSampler, FlowSettings
+    from vgt.generation import run_tensors
+    from vgt.language_model import KVCache
+    from vgt.token_step import TokenStep, step_inputs
 
     plan = make_plan(
         order, 1, family=found.family, lengths=text.lengths, start=len(tokenizer.image_start), known=[],
@@ -194,10 +196,18 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
     seen = []
     hook = generator.image_out_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        run = _Run(generator, plan, text.ids, tokenizer.image_start, (2, 3), FlowSettings(steps=1), torch.device("cpu"))
-        for index, step in enumerate(plan.steps):
-            drawn = latents.clone()
-            run.draw(index, step, drawn, torch.zeros(2, 6, 1, 32), 1.0)
+        noise = torch.zeros(2, 6, 1, 32)
+        run, words = run_tensors(generator, plan, text.ids, tokenizer.image_start, (2, 3), noise, "cpu")
+        sampler = FlowSampler(generator.flow_head, FlowSettings(steps=1), "cpu", torch.float32)
+        token_step = TokenStep(generator, plan, sampler, run)
+        token_step.cache = KVCache(config.language, 2, plan.slots, "cpu", torch.float32)
+        inputs = step_inputs(plan, [1.0] * 6, config.language, torch.float32, "cpu")
+        for step, own in zip(plan.steps, inputs):
+            run.latents.copy_(latents)
+            if step.slot:
+                token_step(own, step.slot)
+            else:
+                token_step.first(own, words)
         hook.remove()
         orders = torch.tensor(order).expand(2, -1)
         states = query_states(generator, text, tokenizer.image_start, latents, orders, (2, 3))

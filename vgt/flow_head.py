@@ -124,13 +124,13 @@ class FlowSampler:
         self.time = head.embed_time(times.to(device), dtype)
         self.times = times.tolist()
 
-    def __call__(self, condition: Tensor, noise: Tensor, cfg: float) -> Tensor:
+    def __call__(self, condition: Tensor, noise: Tensor, cfg: float | Tensor) -> Tensor:
         """Draw latents.
 
         Args:
             condition: [N, D], or with guidance [2N, D]: conditional rows, then unconditional ones.
             noise: [N, steps, 32] float32; index 0 is the start, index i the noise of step i.
-            cfg: guidance scale: v_u + cfg·(v_c − v_u).
+            cfg: guidance scale, a number or float32 []: v_u + cfg·(v_c − v_u).
 
         Returns [N, 32] float32, not normalised.
         """

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import channel_norm
 from .config import LATENT_CHANNELS, TOKEN_PIXELS, GeneratorConfig
+from .cuda_graphs import GraphCache
 from .flow_head import FlowHead, FlowSampler, FlowSettings
-from .language_model import KVCache, LanguageModel, rotary_table
-from .plan import Plan, Step, draw_order, make_plan
+from .language_model import KVCache, LanguageModel
+from .plan import draw_order, make_plan
 from .position_queries import PositionQueries
 from .prompt import PromptTokenizer
+from .token_step import RunTensors, TokenStep, step_inputs
 
 CFG_SCHEDULES = ("linear", "constant")
 
@@ -51,6 +53,7 @@ class Generator(nn.Module):
         self.image_in_projector = operations.Linear(LATENT_CHANNELS, width, **factory)
         self.image_out_projector = operations.Linear(width, width, **factory)
         self.flow_head = FlowHead(config.flow_head, width, operations=operations, **factory)
+        self.graphs = GraphCache()
 
 
 @torch.no_grad()
@@ -76,6 +79,7 @@ def generate(
     grouping: str = "uniform",
     batch_index: Sequence[int] | None = None,
     device: torch.device | str | None = None,
+    graphs: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Tensor:
     """Draw one image a prompt.
@@ -96,6 +100,7 @@ def generate(
         decoding: "published" or "training-consistent"; grouping: "uniform" or "cosine"; see plan.py.
         batch_index: which images of the seed's sequence to draw, 0, 1, 2 … when None.
         device: where to compute; the device of the weights when None.
+        graphs: replay the steps as CUDA graphs where the weights lie on a CUDA device: the same, with fewer launches.
         progress: called after each step; what it raises ends the run.
 
     Returns the latent [B, 32, h, w], float32, on `device`. Raises ValueError when an argument is out of range.
@@ -143,25 +148,30 @@ def generate(
             f"{[batch, h * w, flow.steps, LATENT_CHANNELS]}."
         )
 
-    run = _Run(generator, plan, text.ids, tokenizer.image_start, (h, w), flow, device)
-    latents = torch.zeros(batch, h * w, LATENT_CHANNELS, device=device)
+    run, text_embeds = run_tensors(generator, plan, text.ids, tokenizer.image_start, (h, w), noise, device)
     if known:
-        latents[:, known] = latent.to(latents).flatten(2).transpose(1, 2)[:, known]
-    noise = noise.to(device, torch.float32)
+        run.latents[:, known] = latent.to(run.latents).flatten(2).transpose(1, 2)[:, known]
+    scales = [cfg] * len(plan.steps)
+    if cfg_schedule == "linear":
+        scales[1:] = [1 + (cfg - 1) * (len(scales) - index) / len(scales) for index in range(1, len(scales))]
+    inputs = step_inputs(plan, scales, generator.config.language, generator.dtype, device)
+    fresh = TokenStep(generator, plan, FlowSampler(generator.flow_head, flow, device, generator.dtype), run)
+
     seen = torch.zeros(h * w, dtype=torch.bool)
     seen[known] = True
     done = 0
-    for index, step in enumerate(plan.steps):
-        scale = cfg
-        if index and cfg_schedule == "linear":
-            scale = 1 + (cfg - 1) * (len(plan.steps) - index) / len(plan.steps)
-        run.draw(index, step, latents, noise, scale)
-        done += len(step.group)
-        if progress is not None:
-            seen[list(step.group)] = True
-            grid = latents.transpose(1, 2).unflatten(2, (h, w))
-            progress(Progress(done, len(drawn), grid, seen.view(h, w)))
-    return latents.transpose(1, 2).unflatten(2, (h, w)).contiguous()
+    with _walker(fresh, graphs) as token_step:
+        latents = token_step.run.latents.transpose(1, 2).unflatten(2, (h, w))
+        for step, own in zip(plan.steps, inputs, strict=True):
+            if step is plan.steps[0]:
+                token_step.first(own, text_embeds)
+            else:
+                token_step(own, step.slot)
+            done += len(step.group)
+            if progress is not None:
+                seen[list(step.group)] = True
+                progress(Progress(done, len(drawn), latents, seen.view(h, w)))
+        return latents.clone(memory_format=torch.contiguous_format)
 
 
 def draw_noise(seed: int, images: Sequence[int], tokens: int, steps: int) -> Tensor:
@@ -179,55 +189,30 @@ def draw_noise(seed: int, images: Sequence[int], tokens: int, steps: int) -> Ten
     return torch.stack([drawn[index] for index in wanted])
 
 
-class _Run:
-    """One run's state: cache, tables, where each step finds its inputs."""
+def run_tensors(generator, plan, ids, image_start, grid, noise, device) -> tuple[RunTensors, Tensor]:
+    """What a run begins with: its tensors, no latent known; and the embedded text [rows, text tokens, D]."""
+    rows, dtype = len(ids), generator.dtype
+    text = torch.cat((ids, torch.tensor(image_start).expand(rows, -1)), dim=1).to(device)
+    run = RunTensors(
+        table=generator.position_queries(*grid, device=device, dtype=dtype).flatten(0, 1),
+        noise=noise.to(device, torch.float32),
+        latents=torch.zeros(noise.shape[0], noise.shape[1], LATENT_CHANNELS, device=device),
+        lengths=torch.tensor(plan.lengths).to(device),
+    )
+    return run, generator.language_model.embed_tokens(text).to(dtype)
 
-    def __init__(self, generator: Generator, plan: Plan, ids: Tensor, image_start: Sequence[int], grid, flow, device):
-        self.generator = generator
-        self.plan = plan
-        self.device = device
-        self.rows = ids.shape[0]
-        dtype = generator.dtype
-        start = torch.tensor(image_start).expand(self.rows, -1)
-        text = torch.cat((ids, start), dim=1).to(device)
-        self.text = generator.language_model.embed_tokens(text).to(dtype)
-        self.table = generator.position_queries(*grid, device=device, dtype=dtype).flatten(0, 1)
-        self.cache = KVCache(generator.config.language, self.rows, plan.slots, device, dtype)
-        cos, sin = rotary_table(generator.config.language, plan.positions().to(device))
-        self.cos, self.sin = cos.to(dtype), sin.to(dtype)
-        self.sampler = FlowSampler(generator.flow_head, flow, device, dtype)
-        self.fed = 0
 
-    def draw(self, index: int, step: Step, latents: Tensor, noise: Tensor, cfg: float) -> None:
-        """Feed step `index` and write the latents of its group into `latents` [B, T, 32]."""
-        generator = self.generator
-        inputs = self.plan.inputs(index)
-        span = slice(self.fed, self.fed + inputs)
-        self.fed += inputs
-        visible = self.plan.visible(index)
-        mask = None if visible is None else visible[:, None].to(self.device)
-        rotary = self.cos[:, :, span], self.sin[:, :, span]
-        embeds = self._embed(step, latents)
-        if index == 0:
-            embeds = torch.cat((self.text, embeds), dim=1)
-        hidden = generator.language_model(embeds, rotary, self.cache, step.slot, mask)
-
-        group = list(step.group)
-        condition = generator.image_out_projector(hidden[:, -len(group) :]).flatten(0, 1)
-        drawn = self.sampler(condition, noise[:, group].flatten(0, 1), cfg)
-        latents[:, group] = channel_norm(drawn, -1).view(-1, len(group), LATENT_CHANNELS)
-
-    def _embed(self, step: Step, latents: Tensor) -> Tensor:
-        """[rows, image inputs of the step, D]: queries, and latents with the embedding of their place."""
-        tokens = latents.shape[1]
-        index = [place + (tokens if kind == "q" else 0) for kind, place in zip(step.kinds, step.places, strict=True)]
-        embeds = self.table[index].repeat(self.rows, 1, 1)
-        columns = [column for column, kind in enumerate(step.kinds) if kind == "l"]
-        if columns:
-            places = [step.places[column] for column in columns]
-            projected = self.generator.image_in_projector(latents[:, places].to(embeds.dtype))
-            embeds[:, columns] += projected.repeat(self.rows // latents.shape[0], 1, 1)
-        return embeds
+@contextmanager
+def _walker(fresh: TokenStep, graphs: bool):
+    """What does the steps of a run: graphs where they can be had."""
+    generator, table = fresh.generator, fresh.run.table
+    if graphs and generator.graphs.usable(generator, fresh.plan, table.device):
+        with generator.graphs.borrow(fresh) as graphed:
+            yield graphed
+    else:
+        language, rows = generator.config.language, len(fresh.run.lengths)
+        fresh.cache = KVCache(language, rows, fresh.plan.slots, table.device, table.dtype)
+        yield fresh
 
 
 def _negatives(negative: str | Sequence[str] | None, batch: int) -> list[str | None]:

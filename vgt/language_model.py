@@ -21,11 +21,18 @@ class KVCache:
 
     def __init__(self, config: LanguageModelConfig, rows: int, slots: int, device, dtype):
         shape = (config.depth, rows, config.kv_heads, slots, config.head_width)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.slots = slots
+        # Zeros: a masked slot is multiplied by 0, and what memory happens to hold may be NaN.
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
 
-    def write(self, layer: int, slot: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put k, v [rows, kv_heads, m, head_width] at slots slot … slot+m-1; return all up to there."""
+    def write(self, layer: int, slot: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put k, v [rows, kv_heads, m, head_width] at slots slot … slot+m-1 and return all up to there; or, slot being
+        int64 [m], at those slots, and return the whole cache.
+        """
+        if isinstance(slot, Tensor):
+            keys, values = self.keys[layer], self.values[layer]
+            return keys.index_copy_(2, slot, k), values.index_copy_(2, slot, v)
         end = slot + k.shape[2]
         self.keys[layer, :, :, slot:end] = k
         self.values[layer, :, :, slot:end] = v
@@ -54,7 +61,14 @@ class _SelfAttention(nn.Module):
         self.o_proj = operations.Linear(config.heads * config.head_width, config.width, bias=False, **factory)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int, slot: int, mask: Tensor | None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None,
+        layer: int,
+        slot: int | Tensor,
+        mask: Tensor | None,
     ):
         rows, m, _ = x.shape
         qkv = self.qkv_proj(x).view(rows, m, -1, self.head_width).transpose(1, 2)
@@ -106,16 +120,17 @@ class LanguageModel(nn.Module):
         embeds: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KVCache | None,
-        slot: int = 0,
+        slot: int | Tensor = 0,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Feed m inputs at cache slots slot … slot+m-1.
+        """Feed m inputs at cache slots slot … slot+m-1, or at the slots that an int64 [m] names.
 
         Args:
             embeds: [rows, m, width].
             rotary: cosines and sines, each [rows, 1, m, head_width], in the dtype of embeds.
             cache: written in place; None: the inputs see one another only (slot 0), and gradients flow.
-            mask: bool [rows or 1, 1, m, slot+m], True = seen; None: each input sees all slots up to its own.
+            mask: bool [rows or 1, 1, m, slot+m (all slots where they are named)], True = seen; None: each input sees
+                all slots up to its own.
 
         Returns the hidden states after the final norm, [rows, m, width].
         """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..generation import Generator
 from ..language_model import KVCache, LanguageModel, rotary_table
+from .sequence import LENGTH_STEP
 from .text import IMAGE, PAD, TURN_END, TURN_START, VISION_END, VISION_START
 
 _BEFORE = f"{TURN_START}user\n{VISION_START}"
@@ -42,9 +43,10 @@ class Captioner:
         return ids, torch.cat((torch.arange(first).expand(3, -1), image, after.expand(3, -1)), dim=1)
 
     def answers(self, captions: Sequence[str]) -> Tensor:
-        """Ids [B, longest], each caption with its end token, right-padded."""
+        """Ids [B, n], each caption with its end token, right-padded; n - 1 is a multiple of LENGTH_STEP."""
         rows = [[*self.tokenizer.encode(caption).ids, self.end] for caption in captions]
-        ids = torch.full((len(rows), max(map(len, rows))), self.pad)
+        longest = max(map(len, rows)) - 1
+        ids = torch.full((len(rows), longest + -longest % LENGTH_STEP + 1), self.pad)
         for target, row in zip(ids, rows):
             target[: len(row)] = torch.tensor(row)
         return ids

@@ -13,7 +13,7 @@ from ..generation import Generator, generate
 from ..prompt import PromptTokenizer
 from .build import seeded
 from .captioning import Captioner, caption_loss
-from .sequence import query_states
+from .sequence import in_steps, query_states
 from .settings import Settings
 from .sheet import save_sheet
 from .trainer import Stage
@@ -84,6 +84,9 @@ class GeneratorStage(Stage):
         rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
         return [{"params": rest, "scale": 1.0}, {"params": language, "scale": self.objective.language_rate}]
 
+    def hot(self):
+        return [self.trained.language_model, self.trained.flow_head]
+
     def forward(self, batch, rng):
         objective, generator = self.objective, self.trained
         latents, captions, features = batch
@@ -97,7 +100,7 @@ class GeneratorStage(Stage):
         rank = dropped.long().argsort(stable=True).tolist()
         latents, features, captions = latents[rank], features[rank], [captions[index] for index in rank]
         kept = rows - int(dropped.sum())
-        text = self.tokenizer(captions[:kept], [None] * (rows - kept))
+        text = in_steps(self.tokenizer(captions[:kept], [None] * (rows - kept)))
         order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
         hidden = query_states(generator, text, self.tokenizer.image_start, latents, order, grid)
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..generation import Generator
 from ..language_model import rotary_table
 from ..prompt import TokenizedPrompts
+
+LENGTH_STEP = 16
+"""Texts are padded to multiples of this: kernels are made for a shape, and every length would be another one."""
+
+
+def in_steps(text: TokenizedPrompts) -> TokenizedPrompts:
+    """The same with more padding, which nothing sees: its length a multiple of LENGTH_STEP."""
+    return replace(text, ids=F.pad(text.ids, (0, -text.ids.shape[1] % LENGTH_STEP)))
 
 
 def query_states(

@@ -26,12 +26,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .data import batches
+from .optimiser import make_optimisers
 from .settings import Settings, TrainingError
 
 CHECKPOINT = "last.pt"
 METRICS = "metrics.jsonl"
 
-_MAY_DIFFER = {"device", "save_every", "sheet_every", "log_every", "threads", "workers"}
+_MAY_DIFFER = {"compile", "device", "save_every", "sheet_every", "log_every", "threads", "workers"}
 """Settings that a resumed run may change: they do not change what is learnt."""
 
 
@@ -47,6 +48,10 @@ class Stage(nn.Module):
     def groups(self) -> list[dict]:
         """Parameter groups; `scale` multiplies the learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
+
+    def hot(self) -> list[nn.Module]:
+        """The modules that take the time, called with few different shapes: what is worth compiling."""
+        return []
 
     def batches(self, first: int, rank: int, world: int) -> Iterable:
         """This process's share of batch `first`, then of the ones after it, without end."""
@@ -111,15 +116,17 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
     torch.set_flush_denormal(True)
     stage.to(device)
     folder.mkdir(parents=True, exist_ok=True)
-    groups = [{**group, "lr": settings.learning_rate * group["scale"]} for group in stage.groups()]
-    optimiser = torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
+    embeddings = {part.weight for part in stage.modules() if isinstance(part, nn.Embedding)}
+    optimisers = make_optimisers(stage.groups(), settings, embeddings)
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
     average = None
     if settings.ema is not None:
         average = AveragedModel(stage.trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    state = _State(stage, optimiser, average, {**about, "training": _comparable(settings)}, folder)
+    state = _State(stage, optimisers, average, {**about, "training": _comparable(settings)}, folder)
     first = state.resume(device)
+    if settings.compile:
+        for module in stage.hot():
+            module.compile()
     last = min(until or settings.steps, settings.steps)
     wrapped = DistributedDataParallel(stage, find_unused_parameters=True) if world > 1 else stage
     feed = iter(stage.batches(first, rank, world)) if first < last else iter(())
@@ -129,7 +136,7 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
     with _Interrupt() as interrupt, attention:
         for step in range(first, last):
             rate = _rate(settings, step)
-            for group in optimiser.param_groups:
+            for group in groups:
                 group["lr"] = settings.learning_rate * group["scale"] * rate
             rng = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 4096 + rank)
             stage.begin_step(step)
@@ -141,10 +148,11 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
                 log.close()
                 raise TrainingError(_not_finite(figures["loss"], step, state.saved))
             loss.backward()
-            for group in optimiser.param_groups:
+            for group in groups:
                 nn.utils.clip_grad_norm_(group["params"], settings.clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
             if average is not None:
                 average.update_parameters(stage.trained)
             stop = figures.pop("interrupt") > 0
@@ -177,8 +185,9 @@ def _reviewed(stage: Stage, average, folder: Path, done: int) -> dict[str, float
 class _State:
     """Everything a run needs to go on, in one file that appears under its name only when it is whole."""
 
-    def __init__(self, stage: Stage, optimiser, average, about: dict, folder: Path):
-        self.parts = {"stage": stage.trained, "optimiser": optimiser, "average": average}
+    def __init__(self, stage: Stage, optimisers, average, about: dict, folder: Path):
+        self.parts = {"stage": stage.trained, "average": average}
+        self.parts.update({f"optimiser {index}": optimiser for index, optimiser in enumerate(optimisers)})
         extra = getattr(stage, "auxiliary", None)
         self.parts["auxiliary"] = extra
         self.about = about

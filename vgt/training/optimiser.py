@@ -1,0 +1,34 @@
+"""The optimisers of a stage: AdamW as published, or Muon for the matrices between hidden states."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .settings import Settings
+
+_HIDDEN = 128
+"""A matrix with fewer rows or columns leads in or out: it is no map between hidden states."""
+
+
+def make_optimisers(groups: list[dict], settings: Settings, embeddings: set[nn.Parameter]) -> list[Optimizer]:
+    """groups: parameter groups with `scale`, which multiplies the learning rate; embeddings: never Muon's."""
+    decay, rate = settings.weight_decay, settings.learning_rate
+    groups = [{**group, "lr": rate * group["scale"]} for group in groups]
+    adamw, muon = groups, []
+    if settings.muon:
+        adamw = [_part(group, embeddings, hidden=False) for group in groups]
+        muon = [_part(group, embeddings, hidden=True) for group in groups]
+    made: list[Optimizer] = [torch.optim.AdamW(adamw, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)]
+    if muon:
+        # Updates of AdamW's size, so that one learning rate serves both.
+        made.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return made
+
+
+def _part(group: dict, embeddings: set[nn.Parameter], hidden: bool) -> dict:
+    def is_hidden(parameter) -> bool:
+        return parameter.ndim == 2 and min(parameter.shape) >= _HIDDEN and parameter not in embeddings
+
+    return {**group, "params": [parameter for parameter in group["params"] if is_hidden(parameter) == hidden]}
