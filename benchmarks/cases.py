@@ -1,9 +1,11 @@
-"""What is timed. Each case yields rows: what, seconds of each contender, the floor in seconds where there is one."""
+"""What is timed. Each case yields rows: what, seconds of each contender, the floor in bytes where there is one."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from vgt.flow_head import FlowHead, FlowSampler, FlowSettings
 from vgt.generation import Generator, draw_noise
 
 from .baseline import Baseline, Head
-from .timing import in_turn, peak_memory
+from .timing import finish, in_turn, peak_memory
 
 TINY = Path(__file__).parent.parent / "models" / "vgt-tiny.safetensors"
 
@@ -39,12 +41,16 @@ STEPS, CFG = 30, 4.5
 
 @dataclass
 class Row:
-    """seconds: median of each contender, "baseline" first; floor: bytes that must move, None where not stated."""
+    """One line of the results."""
 
     case: str
     seconds: dict[str, float]
+    """Median of each contender: "ours", with CUDA graphs "eager" too, and "baseline" where there is one."""
     floor: int | None = None
+    """Bytes that must move."""
     memory: int | None = None
+    """Bytes at the peak, weights among them."""
+    note: str = ""
 
 
 @torch.no_grad()
@@ -68,7 +74,7 @@ def head(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     """VGT-Tiny, prompt to latent."""
     model = vgt.load(TINY, device, dtype)
-    side = 28 * min(8, model.config.generator.query_grid)
+    side = 28 * model.config.generator.query_grid
     for tokens_per_step in (1, 4, 16):
         yield generation("VGT-Tiny", model.generator, model.tokenizer, side, 1, tokens_per_step, runs)
 
@@ -92,21 +98,71 @@ def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -
     noise = draw_noise(0, range(batch), (side // 28) ** 2, STEPS)
     settings = {"height": side, "width": side, "seed": 0, "cfg": CFG, "tokens_per_step": tokens_per_step}
     plain = Baseline(generator, tokenizer)
+
+    def ours(graphs=True):
+        return vgt.generation.generate(
+            generator, tokenizer, prompts, **settings, flow=FlowSettings(STEPS), noise=noise, graphs=graphs
+        )
+
+    contenders = {"baseline": lambda: plain.generate(prompts, **settings, steps=STEPS, noise=noise), "ours": ours}
+    memory = peak_memory(device, ours)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = in_turn(
-        device,
-        runs,
-        baseline=lambda: plain.generate(prompts, **settings, steps=STEPS, noise=noise),
-        ours=lambda: vgt.generation.generate(
-            generator, tokenizer, prompts, **settings, flow=FlowSettings(STEPS), noise=noise
-        ),
-    )
+        contenders["eager"] = lambda: ours(graphs=False)
+    seconds = in_turn(device, runs, **contenders)
     steps = max(1, (side // 28) ** 2 // tokens_per_step)
     language = sum(p.numel() * p.element_size() for p in generator.language_model.layers.parameters())
     floor = steps * (language + head_bytes(generator.flow_head))
     case = f"{name}, {side}x{side}, batch {batch}, {tokens_per_step} a step"
-    return Row(case, seconds, floor, peak_memory(device))
+    return Row(case, seconds, floor, memory)
+
+
+def length(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
+    """Whether a token costs the same late in a picture as early: VGT-Tiny's sizes with queries for 448x448."""
+    model = vgt.load(TINY, device, dtype)
+    config = replace(model.config.generator, query_grid=16)
+    generator = random_weights(Generator(config, model.config.family, device="meta", dtype=dtype), device)
+    seconds = {16: [], 256: []}
+    for _ in range(runs):
+        ends = [0.0]
+
+        def progress(_, ends=ends):
+            finish(device)
+            ends.append(time.perf_counter())
+
+        vgt.generation.generate(generator, model.tokenizer, "a red circle", cfg=CFG, progress=progress)
+        for token, found in seconds.items():
+            near = range(token - 15, token + 1)  # one token alone is too short to time
+            found.append(statistics.median(ends[at] - ends[at - 1] for at in near[1:]))
+    early, late = (statistics.median(found) for found in seconds.values())
+    yield Row("token 256 of 448x448 (baseline: token 16)", {"baseline": early, "ours": late})
+
+
+def precision(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
+    """How far bfloat16 is from float32 over a picture of VGT-Tiny, beside the baseline's own distance."""
+    ours, theirs = bfloat16_errors(device, range(runs))
+    yield Row(
+        "", {}, note=f"Error of bfloat16 over a picture of VGT-Tiny: ours {ours:.4f}, the baseline's {theirs:.4f}."
+    )
+
+
+def bfloat16_errors(device: torch.device, seeds) -> tuple[float, float]:
+    """RMS distance of bfloat16 latents from float32's, over pictures of VGT-Tiny: ours, and the baseline's."""
+    exact, rounded = (vgt.load(TINY, device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    side = 28 * exact.config.generator.query_grid
+    distances = {"ours": [], "baseline": []}
+    for seed in seeds:
+        noise = draw_noise(seed, [0], (side // 28) ** 2, STEPS)
+        settings = {"height": side, "width": side, "seed": seed, "cfg": CFG, "tokens_per_step": 1, "noise": noise}
+        wanted = exact.generate("two red stars", **settings)
+        drawn = {
+            "ours": rounded.generate("two red stars", **settings),
+            "baseline": Baseline(rounded.generator, rounded.tokenizer).generate(
+                ["two red stars"], **settings, steps=STEPS
+            ),
+        }
+        for name, latent in drawn.items():
+            distances[name].append((latent - wanted).square().mean())
+    return tuple(float(torch.stack(found).mean().sqrt()) for found in distances.values())
 
 
 @torch.no_grad()
@@ -159,4 +215,11 @@ def head_bytes(head: FlowHead) -> int:
     return once + STEPS * (sum(sizes.values()) - once)
 
 
-CASES = {"head": head, "tiny": tiny, "autoencoder": autoencoder, "full": full}
+CASES = {
+    "head": head,
+    "tiny": tiny,
+    "length": length,
+    "precision": precision,
+    "autoencoder": autoencoder,
+    "full": full,
+}

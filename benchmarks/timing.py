@@ -16,10 +16,10 @@ def in_turn(device: torch.device, runs: int, **contenders) -> dict[str, float]:
     seconds = {name: [] for name in contenders}
     for round_ in range(runs + 1):
         for name, work in contenders.items():
-            _finish(device)
+            finish(device)
             began = time.perf_counter()
             work()
-            _finish(device)
+            finish(device)
             if round_:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -33,11 +33,16 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / in_turn(device, 5, copy=lambda: target.copy_(source))["copy"]
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes allocated at the peak since the last reset; None where the device does not say."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+def peak_memory(device: torch.device, work) -> int | None:
+    """Bytes allocated at the peak of `work`, what was there before among them; None where the device does not say."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device)
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -46,7 +46,7 @@ def test_graphs_give_what_eager_steps_give(model, captures, decoding, tokens_per
         {"prompts": ["a red circle", "two blue stars"]},
         {"prompts": ["a green cross on a white background", "a heart"]},
         {"prompts": "a red circle", "cfg": 1.0},
-        {"prompts": "a star", "latent": torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(0)), "mask": mask},
+        {"prompts": "a star", "latent": torch.linspace(-1, 1, 512).view(1, 32, 4, 4), "mask": mask},
     ]  # fmt: skip
     for seed, kind in enumerate(kinds):
         replayed, eager = both(model, **kind, seed=seed, decoding=decoding, tokens_per_step=tokens_per_step)

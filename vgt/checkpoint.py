@@ -264,15 +264,22 @@ def _read_tokenizer(base: Path) -> bytes | None:
         raise LayoutError(f"base/vocab.json and base/merges.txt beside it make no tokenizer ({error})") from error
 
 
-def load_state(module: torch.nn.Module, state: dict[str, Tensor | Joined], path: Path, taken_for: str) -> None:
+def load_state(
+    module: torch.nn.Module,
+    state: dict[str, Tensor | Joined],
+    path: Path,
+    taken_for: str,
+    device: torch.device | str = "cpu",
+) -> None:
     """Give `module` (built on the meta device or not) its weights, each in the dtype the module was built with.
 
-    Tensors already in that dtype are taken as they are, memory-mapped. Raises CheckpointError naming `path` when
+    Each tensor goes from the file to the device by itself. On the CPU those already in that dtype are taken as they
+    are, memory-mapped. Raises CheckpointError naming `path` when
     tensors are missing, unexpected or misshapen.
     """
     expected = module.state_dict()
     check_fit(expected, state, path, taken_for)
-    state = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    state = {name: tensor.to(device, expected[name].dtype) for name, tensor in state.items()}
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False)
 

@@ -52,14 +52,14 @@ class Joined:
         dtypes = {part.dtype for part in parts}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
 
-    def to(self, dtype: torch.dtype) -> Tensor:
-        whole = torch.empty(self.shape, dtype=dtype)
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        whole = torch.empty(self.shape, device=device, dtype=dtype)
         for rows, part in zip(whole.split([len(part) for part in self._parts]), self._parts):
             rows.copy_(part)
         return whole
 
     def contiguous(self) -> Tensor:
-        return self.to(self.dtype)
+        return self.to("cpu", self.dtype)
 
 
 def to_our_names(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor | Joined]:

@@ -66,27 +66,28 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     checkpoint = read_checkpoint(path)
-    autoencoder = build_autoencoder(checkpoint, dtype=dtype).to(device)
+    autoencoder = build_autoencoder(checkpoint, dtype=dtype, device=device)
     generator = tokenizer = None
     if checkpoint.config.generator:
-        generator = build_generator(checkpoint, dtype=dtype).to(device)
+        generator = build_generator(checkpoint, dtype=dtype, device=device)
         tokenizer = build_tokenizer(checkpoint)
     return Model(checkpoint.config, autoencoder, generator, tokenizer, device, dtype)
 
 
-def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn) -> Autoencoder:
-    """VGT-AE with its weights, on the CPU, memory-mapped where the file is in `dtype` already."""
+def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, device="cpu") -> Autoencoder:
+    """VGT-AE with its weights; on the CPU they are memory-mapped where the file is in `dtype` already."""
     module = Autoencoder(checkpoint.config.autoencoder, operations=operations, device="meta", dtype=dtype)
-    load_state(module, checkpoint.state("autoencoder"), checkpoint.path, f"a VGT-AE ({checkpoint.config.family})")
-    return module.eval()
+    taken_for = f"a VGT-AE ({checkpoint.config.family})"
+    load_state(module, checkpoint.state("autoencoder"), checkpoint.path, taken_for, device)
+    return module.to(device).eval()
 
 
-def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn) -> Generator:
-    """VGT-AR with its weights, on the CPU, memory-mapped where the file is in `dtype` already."""
+def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, device="cpu") -> Generator:
+    """VGT-AR with its weights; on the CPU they are memory-mapped where the file is in `dtype` already."""
     config = checkpoint.config
     module = Generator(config.generator, config.family, operations=operations, device="meta", dtype=dtype)
-    load_state(module, checkpoint.state("generator"), checkpoint.path, f"a VGT generator ({config.family})")
-    return module.eval()
+    load_state(module, checkpoint.state("generator"), checkpoint.path, f"a VGT generator ({config.family})", device)
+    return module.to(device).eval()
 
 
 def build_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
