@@ -20,8 +20,9 @@ from vgt.training.build import new_generator
 from vgt.training.command import read_config, read_settings
 from vgt.training.data import DataError, EndlessShuffle, open_data
 from vgt.training.generator import draw_times, flow_matching
+from vgt.training.optimiser import make_optimisers
 from vgt.training.sequence import query_states
-from vgt.training.settings import TrainingError
+from vgt.training.settings import Settings, TrainingError
 
 SCENES = {"kind": "scenes", "size": 56, "seed": 1, "length": 256}
 HELD_OUT = {"kind": "scenes", "size": 56, "seed": 2, "length": 4, "split": "test"}
@@ -102,12 +103,15 @@ def test_each_stage_lowers_its_loss(base, tokenizer, tmp_path):
     assert model.decode(latent).shape == (1, 3, 56, 56)
 
 
-@pytest.mark.parametrize("stage", ["captioner", "autoencoder", "generator"])
+@pytest.mark.parametrize("stage", ["captioner", "autoencoder", "generator", "generator with Muon"])
 def test_resume_is_exact(stage, base, tokenizer, tmp_path):
+    muon = generator(base, tokenizer, steps=4, muon=True)
+    muon["generator"]["flow_head"]["width"] = 128  # as small as hidden states may be for Muon
     config, run = {
         "captioner": (captioner(steps=4), captioner_command.run),
         "autoencoder": (autoencoder(base, {"adversarial_from": 1}, steps=4), autoencoder_command.run),
         "generator": (generator(base, tokenizer, steps=4), generator_command.run),
+        "generator with Muon": (muon, generator_command.run),
     }[stage]
     run(config, tmp_path / "whole", None)
     run(config, tmp_path / "parts", 2)
@@ -117,6 +121,18 @@ def test_resume_is_exact(stage, base, tokenizer, tmp_path):
         for name, tensor in one.get(part, {}).items():
             assert torch.equal(tensor, other[part][name]), (part, name)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_muon_trains_maps_between_hidden_states_and_adamw_the_rest():
+    words, inward, hidden = torch.nn.Embedding(300, 128), torch.nn.Linear(32, 128), torch.nn.Linear(128, 256)
+    parameters = [*words.parameters(), *inward.parameters(), *hidden.parameters()]
+    settings = Settings(1, 1, 0.01, muon=True)
+    adamw, muon = make_optimisers([{"params": parameters, "scale": 0.5}], settings, {words.weight})
+    assert [len(optimiser.param_groups[0]["params"]) for optimiser in (adamw, muon)] == [4, 1]
+    assert muon.param_groups[0]["params"][0] is hidden.weight
+    assert all(optimiser.param_groups[0]["lr"] == 0.005 for optimiser in (adamw, muon))
+    (alone,) = make_optimisers([{"params": parameters, "scale": 1.0}], Settings(1, 1, 0.01), set())
+    assert len(alone.param_groups[0]["params"]) == 5
 
 
 def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):

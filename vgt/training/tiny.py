@@ -48,5 +48,12 @@ def _launcher(processes: int) -> list[str]:
 
 def _environment() -> dict[str, str]:
     root = str(Path(__file__).parents[2])
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}", "OMP_NUM_THREADS": "1"}
+    path = [root, os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [root]
+    # glibc would give every large tensor back to the system, and clear its pages again for the next one.
+    keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
+    return {
+        **os.environ,
+        **keep,
+        "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
+        "OMP_NUM_THREADS": "1",
+    }

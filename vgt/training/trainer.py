@@ -118,12 +118,12 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
     folder.mkdir(parents=True, exist_ok=True)
     embeddings = {part.weight for part in stage.modules() if isinstance(part, nn.Embedding)}
     optimisers = make_optimisers(stage.groups(), settings, embeddings)
-    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
     average = None
     if settings.ema is not None:
         average = AveragedModel(stage.trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     state = _State(stage, optimisers, average, {**about, "training": _comparable(settings)}, folder)
     first = state.resume(device)
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # resuming makes new ones
     if settings.compile:
         for module in stage.hot():
             module.compile()
