@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     scenes = commands.add_parser("scenes", help="draw held-out scenes and judge them by rules")
     _add_model(scenes)
-    _add_drawing(scenes, size=224, steps=30)
+    _add_drawing(scenes, steps=30)
     scenes.add_argument("--count", type=int, default=300, help="prompts; the categories in turn")
     scenes.add_argument("--split", choices=("test", "train"), default="test", help="test: held-out combinations")
     scenes.add_argument("--pictures", type=Path, default=None, help="a folder for the pictures")
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = reconstruction.add_mutually_exclusive_group(required=True)
     source.add_argument("folder", nargs="?", type=Path, help="a folder of images")
     source.add_argument("--scenes", type=int, metavar="N", help="N held-out scenes instead")
-    reconstruction.add_argument("--size", type=int, default=None, help="resize to this; 224 for scenes")
+    reconstruction.add_argument("--size", type=int, default=None, help="resize to this; 112 for scenes")
     reconstruction.add_argument("--score-size", type=int, default=None, help="compare at this size (published: 256)")
     reconstruction.add_argument("--batch", type=int, default=16)
     reconstruction.add_argument("--inception-weights", type=Path, default=None, help="for rFID; not measured without")
@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(geneval)
     geneval.add_argument("metadata", type=Path, help="the benchmark's evaluation_metadata.jsonl")
     geneval.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
-    _add_drawing(geneval, size=448, steps=30)
+    _add_drawing(geneval, steps=30)
     geneval.set_defaults(score=_geneval)
 
     dpg = commands.add_parser("dpg", help="draw DPG-Bench's prompts into the pictures its scorer reads")
     _add_model(dpg)
     dpg.add_argument("prompts", type=Path, help="the benchmark's folder of .txt prompts")
     dpg.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
-    _add_drawing(dpg, size=448, steps=100)
+    _add_drawing(dpg, steps=100)
     dpg.set_defaults(score=_dpg)
 
     sweep = commands.add_parser("sweep", help="the scenes score against one setting, a result file each")
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sweep.add_argument("folder", type=Path, help="where the results go; what is there is kept")
     sweep.add_argument("--count", type=int, default=300, help="prompts a setting")
     sweep.add_argument("--label", default=None, help="the name of the curve")
-    _add_drawing(sweep, size=224, steps=30)
+    _add_drawing(sweep, steps=30)
     sweep.set_defaults(score=_sweep)
 
     results = commands.add_parser("results", help="results into a Markdown table and a curve")
@@ -75,8 +75,8 @@ def _add_model(parser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
 
 
-def _add_drawing(parser, size: int, steps: int) -> None:
-    parser.add_argument("--size", type=int, default=size, help="width and height, a multiple of 28")
+def _add_drawing(parser, steps: int) -> None:
+    parser.add_argument("--size", type=int, help="width and height; 448, or the most a smaller model draws")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=16, help="pictures at once")
     parser.add_argument("--cfg", type=float, default=4.5)
@@ -97,9 +97,14 @@ def _add_result(parser) -> None:
     parser.add_argument("--training-step", type=int, default=None, help="when the model was saved, for curves")
 
 
-def _settings(options):
+def _settings(options, model):
+    from ..config import TOKEN_PIXELS
     from .drawing import Settings
 
+    if model.config.generator is None:
+        raise ValueError(f"{options.model} is a tokenizer only and cannot draw; give a full VGT model.")
+    if options.size is None:
+        options.size = min(448, TOKEN_PIXELS * model.config.generator.query_grid)
     return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
 
 
@@ -126,8 +131,8 @@ def _finish(options, result: dict) -> None:
 def _scenes(options) -> None:
     from .scenes import score, table
 
-    settings = _settings(options)
-    result = score(_load(options), options.count, settings, split=options.split, folder=options.pictures)
+    model = _load(options)
+    result = score(model, options.count, _settings(options, model), split=options.split, folder=options.pictures)
     print(table(result))
     _finish(options, result)
 
@@ -136,7 +141,7 @@ def _reconstruction(options) -> None:
     from .reconstruction import folder_images, scene_images, score
 
     if options.scenes is not None:
-        images = scene_images(options.scenes, options.size or 224)
+        images = scene_images(options.scenes, options.size or 112)
     else:
         images = folder_images(options.folder, options.size)
     result = score(
@@ -154,8 +159,8 @@ def _reconstruction(options) -> None:
 def _geneval(options) -> None:
     from .benchmarks import geneval
 
-    settings = _settings(options)
-    geneval(_load(options), options.model, options.metadata, options.folder, settings)
+    model = _load(options)
+    geneval(model, options.model, options.metadata, options.folder, _settings(options, model))
     print(
         f"Score them with GenEval's own script: evaluation/evaluate_images.py {options.folder} --outfile results.jsonl"
     )
@@ -164,8 +169,8 @@ def _geneval(options) -> None:
 def _dpg(options) -> None:
     from .benchmarks import dpg
 
-    settings = _settings(options)
-    dpg(_load(options), options.model, options.prompts, options.folder, settings)
+    model = _load(options)
+    dpg(model, options.model, options.prompts, options.folder, _settings(options, model))
     print(
         f"Score them with DPG-Bench's own script: dpg_bench/compute_dpg_bench.py --image-root-path {options.folder} "
         f"--resolution {options.size} --pic-num 4 --vqa-model mplug"
@@ -175,7 +180,8 @@ def _dpg(options) -> None:
 def _sweep(options) -> None:
     from .sweep import run as sweep
 
-    sweep(_load(options), options.setting, options.folder, options.count, _settings(options), options.label)
+    model = _load(options)
+    sweep(model, options.setting, options.folder, options.count, _settings(options, model), options.label)
 
 
 def _results(options) -> None:
