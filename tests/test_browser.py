@@ -1,9 +1,10 @@
-"""The pack in ComfyUI's own interface, driven in a real Chromium. Screenshots are left in output/screenshots.
+"""The pack in ComfyUI's own interface, driven in a real Chromium; tests/interface.py is how.
 
 Skipped only where there is no Chromium or no Playwright; `python3 scripts/dev.py test --browser` installs both.
 """
 
-import base64
+import copy
+import json
 import re
 import shutil
 
@@ -11,37 +12,11 @@ import pytest
 
 import workflows
 from host import ROOT, Host
-from workflows import PICTURES, same
+from interface import LONG, NODES, Interface
+from workflows import DOWNLOADS, PICTURES, same
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 pytestmark = pytest.mark.browser
-
-SCREENSHOTS = ROOT / "output" / "screenshots"
-# Chromium in a container, and quiet where there is no network.
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-# What the interface itself complains of, without any node pack: (text, address) of the message.
-HOST_MESSAGES = [
-    # files that a new user folder does not hold
-    (r"status of 404", r"/(favicon\.ico|user\.css|api/userdata/user\.css|api/userdata/comfy\.templates\.json)$"),
-    (r"status of 404", r"/api/userdata\?dir=(workflows|subgraphs%2F)&"),
-    # the help page in English, which lies where all other languages fall back to
-    (r"status of 404", r"/docs/\w+/en\.md$"),
-    # questions to the Comfy registry, which a host with --disable-api-nodes forbids its pages
-    (r"^Connecting to 'https://api\.comfy\.org/", r""),
-    # a setting of its own that it stores before it knows it
-    (r"^TypeError: Cannot read properties of undefined \(reading 'id'\)\n +at onChange .*\n +at Proxy\.set ", r""),
-]
-NODES = {
-    "VGT Loader": "VGTLoader",
-    "VGT Encode": "VGTEncode",
-    "VGT Decode": "VGTDecode",
-    "VGT AR Sampler": "VGTARSampler",
-    "Flow Head Settings": "VGTFlowHeadSettings",
-}
-LONG = 300_000  # ms, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +26,6 @@ def host(tmp_path_factory):
         workflows.prepare(running)
         running.post("/settings/Comfy.TutorialCompleted", True)
         yield running
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as driver:
-        own = shutil.which("chromium")
-        try:
-            browser = driver.chromium.launch(executable_path=own, args=FLAGS)
-        except playwright.Error as error:
-            if own or "Executable doesn't exist" not in str(error):
-                raise
-            pytest.skip("there is no Chromium")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -77,92 +38,8 @@ def interface(host, chromium, request):
     page.close()
 
 
-class Interface:
-    """ComfyUI's interface in a page: what a person does there, and what it complained of."""
-
-    def __init__(self, host, page):
-        self.host, self.page = host, page
-        self.complaints = []
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", self._listen)
-        page.goto(host.address)
-        page.wait_for_function("() => Boolean(window.app?.graph?._nodes.length)")
-        page.get_by_role("button", name="Run", exact=True).wait_for()
-
-    def _listen(self, message):
-        text, address = message.text, message.location.get("url", "")
-        known = any(re.search(one, text) and re.search(two, address) for one, two in HOST_MESSAGES)
-        if message.type == "error" and not known:
-            self.complaints.append(f"{text} ({address})")
-
-    def screenshot(self, name):
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
-
-    def open_template(self, name):
-        self.page.get_by_role("button", name="Templates", exact=True).click()
-        self.page.get_by_text("ComfyUI-VGT", exact=True).click()
-        self.page.get_by_test_id(f"template-workflow-{name}").click()
-        self.wait_for_graph(workflows.read(name))
-
-    def wait_for_graph(self, workflow):
-        """Wait until the graph on the canvas is this one, by its nodes."""
-        ids = sorted(node["id"] for node in workflow["nodes"])
-        shown = "ids => JSON.stringify(app.graph._nodes.map(n => n.id).sort((a, b) => a - b)) === JSON.stringify(ids)"
-        self.page.wait_for_function(shown, arg=ids)
-
-    def graph(self):
-        return self.page.evaluate("app.graph.serialize()")
-
-    def set(self, kind, **values):
-        """Set widgets of the first node of a kind."""
-        for name, value in values.items():
-            self.page.evaluate(
-                """([kind, name, value]) => {
-                    const node = app.graph._nodes.find(n => n.type === kind)
-                    node.widgets.find(w => w.name === name).value = value
-                }""",
-                [kind, name, value],
-            )
-
-    def run(self):
-        """Press Run; from then on window.seen collects the progress that nodes show."""
-        self.page.evaluate(
-            """() => {
-                window.seen = []
-                window.watch ??= setInterval(() => {
-                    for (const n of app.graph._nodes) if (n.progress) seen.push([n.type, n.progress])
-                }, 10)
-            }"""
-        )
-        self.page.get_by_role("button", name="Run", exact=True).click()
-
-    def pictures(self):
-        """Wait until every Save Image node shows its pictures; return them, in the order of the nodes."""
-        self.page.wait_for_function(
-            """() => app.graph._nodes.filter(n => n.type === 'SaveImage')
-                .every(n => n.imgs?.length && n.imgs.every(i => i.complete && i.naturalWidth))"""
-        )
-        return workflows.pictures(self.host, self.page.evaluate("app.nodeOutputs"))
-
-    def drop(self, name, content):
-        """Drop a PNG file on the canvas."""
-        self.page.evaluate(
-            """([name, content]) => {
-                const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0))
-                const dataTransfer = new DataTransfer()
-                dataTransfer.items.add(new File([bytes], name, { type: 'image/png' }))
-                const options = { dataTransfer, bubbles: true, cancelable: true, clientX: 800, clientY: 600 }
-                document.elementFromPoint(800, 600).dispatchEvent(new DragEvent('drop', options))
-            }""",
-            [name, base64.b64encode(content).decode()],
-        )
-
-    def dialog(self):
-        """The text of the dialog that opens."""
-        dialog = self.page.get_by_role("dialog")
-        dialog.wait_for()
-        return dialog.inner_text()
+SAVED = json.loads((ROOT / "tests" / "saved" / "0.1.0.json").read_text(encoding="utf-8"))
+PLACES = {"VGTLoader": [0, 0], "VGTEncode": [0, 200], "VGTDecode": [0, 390], "VGTFlowHeadSettings": [0, 550]}
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -171,14 +48,192 @@ def test_template_opens_runs_and_ends_in_its_pictures(interface, name):
     interface.host.free()  # or the host would show these again
     interface.open_template(name)
     assert interface.page.get_by_role("dialog").count() == 0  # that of missing nodes or models
-    assert interface.page.evaluate("app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type])") == []
+    assert interface.missing() == []
     interface.screenshot(f"opened_{name}")
     interface.run()
     pictures = interface.pictures()
     assert [picture.size for picture in pictures] == PICTURES[name]
     assert all(same(*pair) for pair in zip(pictures, expected))
-    if name != "reconstruct":
+    if name != "reconstruct":  # which draws nothing
         assert any(kind == "VGTARSampler" and 0 < share < 1 for kind, share in interface.page.evaluate("seen"))
+        watch_a_long_run(interface)
+        interface.screenshot(f"preview_{name}")
+        cancel(interface)
+    assert interface.complaints == []
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+def test_template_with_a_download_opens(interface, name):
+    interface.open_template(name)
+    assert interface.page.get_by_role("dialog").count() == 0
+    assert interface.missing() == []
+    assert interface.complaints == []
+
+
+def watch_a_long_run(interface):
+    """Run with so many flow steps that live previews are due, and wait for one on a sampler and its progress."""
+    interface.page.evaluate(
+        """() => {
+            for (const sampler of app.graph._nodes.filter(n => n.type === 'VGTARSampler')) {
+                const settings = LiteGraph.createNode('VGTFlowHeadSettings')
+                app.graph.add(settings)
+                settings.widgets.find(w => w.name === 'steps').value = 1000
+                settings.connect(0, sampler, sampler.inputs.findIndex(i => i.name === 'flow_head'))
+            }
+        }"""
+    )
+    interface.run()
+    interface.page.wait_for_function("previews.includes('VGTARSampler')")
+    interface.page.wait_for_function("seen.some(([type, share]) => type === 'VGTARSampler' && share > 0 && share < 1)")
+    interface.page.wait_for_timeout(500)  # for the screenshot to show it
+
+
+def cancel(interface):
+    button = interface.page.get_by_role("button", name="Cancel current run")
+    button.click()
+    playwright.expect(button).to_be_disabled(timeout=LONG)
+
+
+def test_a_link_opens_a_template(interface):
+    """README and registry pages can link to it."""
+    interface.visit("?template=text_to_image&source=ComfyUI-VGT")
+    interface.wait_for_graph(workflows.read("text_to_image"))
+    assert interface.complaints == []
+
+
+def test_help_panel_shows_every_nodes_page(interface):
+    interface.load(SAVED)
+    for kind in NODES.values():
+        check_help(interface, kind)
+        interface.screenshot(f"help_{kind}")
+    assert interface.complaints == []
+
+
+def check_help(interface, kind):
+    panel = interface.help(kind)
+    page = (ROOT / "web" / "docs" / f"{kind}.md").read_text(encoding="utf-8")
+    assert panel.locator("h1").inner_text() == page.splitlines()[0].removeprefix("# ")
+    inputs = re.findall(r"^- \*\*(\w+)\*\*", page, re.MULTILINE)
+    shown = panel.locator("strong").all_inner_texts()
+    assert inputs
+    assert set(inputs) <= set(shown)
+    pictures = panel.locator("img")
+    assert pictures.count() == len(re.findall(r"!\[", page))
+    for index in range(pictures.count()):
+        pictures.nth(index).scroll_into_view_if_needed()
+        interface.page.wait_for_function("image => image.complete", arg=pictures.nth(index).element_handle())
+        assert pictures.nth(index).evaluate("image => image.naturalWidth") > 0
+    panel.locator("h1").scroll_into_view_if_needed()
+
+
+@pytest.mark.parametrize("language", ("zh", "ja"))
+def test_names_are_shown_in_the_interfaces_language(interface, language):
+    if interface.version() < (1, 36):
+        pytest.skip("interfaces before 1.36 make nodes before they have the packs' translations")
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    try:
+        interface.choose(Comfy_Locale=language)
+        for kind in NODES.values():
+            node = interface.page.evaluate(
+                """kind => {
+                    const node = LiteGraph.createNode(kind)
+                    const nameOf = i => [i.name, i.label ?? i.localized_name ?? i.name]
+                    const named = [...node.inputs, ...(node.widgets ?? [])].map(nameOf)
+                    app.graph.add(node)
+                    return { title: node.title, inputs: Object.fromEntries(named) }
+                }""",
+                kind,
+            )
+            assert node["title"] == texts[kind]["display_name"]
+            names = {key: entry["name"] for key, entry in texts[kind]["inputs"].items()}
+            assert {key: node["inputs"][key] for key in names} == names
+    finally:
+        interface.choose(Comfy_Locale="en")
+    assert interface.complaints == []
+
+
+@pytest.mark.parametrize("renderer", ("classic", "nodes_2"))
+def test_every_node_shows_all_its_inputs_and_outputs(interface, renderer):
+    schemas = {kind: interface.host.object_info(kind) for kind in NODES.values()}
+    with interface.renderer(renderer):
+        interface.load(side_by_side(interface))
+        interface.look(0.9)
+        interface.page.wait_for_timeout(2000)  # the renderers lay out over several frames
+        interface.screenshot(f"all_nodes_{renderer}_{'.'.join(map(str, interface.version()))}")
+        for kind, node in interface.page.evaluate("app.graph._nodes.map(n => [n.type, n.id])"):
+            schema = schemas.pop(kind)
+            inputs = [name for section in schema["input_order"].values() for name in section]
+            shown = (in_nodes_2 if renderer == "nodes_2" else in_classic)(interface, node)
+            assert set(inputs) <= shown, kind
+            assert set(schema["output_name"]) <= shown, kind
+        assert not schemas
+    assert interface.complaints == []
+
+
+def side_by_side(interface):
+    """A workflow of one node of each kind, unconnected, as the interface makes them."""
+    nodes = interface.page.evaluate(
+        """places => places.map(([kind, pos], index) => {
+            const node = LiteGraph.createNode(kind)
+            Object.assign(node, { id: index + 1, pos, size: [360, node.size[1]] })
+            return node.serialize()
+        })""",
+        [[kind, PLACES.get(kind, [460, 0])] for kind in NODES.values()],
+    )
+    return {"nodes": nodes, "links": [], "groups": [], "last_node_id": len(nodes), "last_link_id": 0, "version": 0.4}
+
+
+def in_classic(interface, node):
+    """The names of sockets and widgets that the canvas draws inside a node."""
+    return set(
+        interface.page.evaluate(
+            """id => {
+                const node = app.graph.getNodeById(id)
+                const inside = ([x, y]) => y >= 0 && y <= node.size[1] && x >= -20 && x <= node.size[0] + 20
+                const sockets = (list, input) => (list ?? [])
+                    .filter((s, i) => inside(node.getConnectionPos(input, i).map((p, axis) => p - node.pos[axis])))
+                const widgets = (node.widgets ?? []).filter(w => !w.hidden && w.last_y > 0
+                    && w.last_y + (w.computedHeight ?? 20) <= node.size[1])
+                const inputs = sockets(node.inputs, true).filter(s => !s.widget)
+                return [...inputs, ...sockets(node.outputs, false), ...widgets].map(s => s.name)
+            }""",
+            node,
+        )
+    )
+
+
+def in_nodes_2(interface, node):
+    """The texts that lie inside a node's element, a text field's label or placeholder among them."""
+    return set(
+        interface.page.evaluate(
+            """id => {
+                const element = document.querySelector(`[data-node-id="${id}"]`)
+                const frame = element.getBoundingClientRect()
+                const inside = e => {
+                    const box = e.getBoundingClientRect()
+                    return box.width && box.left >= frame.left - 12 && box.right <= frame.right + 12
+                        && box.top >= frame.top && box.bottom <= frame.bottom + 1
+                }
+                const texts = e => [e.children.length ? '' : e.textContent.trim(), e.placeholder, e.ariaLabel]
+                return [...element.querySelectorAll('*')].filter(inside).flatMap(texts).filter(Boolean)
+            }""",
+            str(node),
+        )
+    )
+
+
+def test_a_workflow_of_an_earlier_version_keeps_its_values(interface):
+    """The last two widgets were not there yet."""
+    older = copy.deepcopy(SAVED)
+    sampler = next(node for node in older["nodes"] if node["type"] == "VGTARSampler")
+    sampler["widgets_values"] = sampler["widgets_values"][:-2]
+    interface.load(older)
+    values = interface.page.evaluate("app.graph._nodes.find(n => n.type === 'VGTARSampler').widgets.map(w => w.value)")
+    assert values == [*sampler["widgets_values"], "uniform", 1]
+    assert interface.missing() == []
+    interface.look(0.5)  # a Save Image that is out of sight has no picture yet
+    interface.run()
+    assert [picture.size for picture in interface.pictures()] == [(84, 56)] * 4
     assert interface.complaints == []
 
 
@@ -253,21 +308,10 @@ def test_an_invalid_value_is_named_in_a_dialog_and_its_node_is_marked(interface)
 
 def test_a_long_run_shows_the_picture_so_far_and_cancel_stops_it(interface):
     interface.open_template("text_to_image")
-    interface.page.evaluate(
-        """() => {
-            const settings = LiteGraph.createNode('VGTFlowHeadSettings')
-            const sampler = app.graph._nodes.find(n => n.type === 'VGTARSampler')
-            app.graph.add(settings)
-            settings.connect(0, sampler, sampler.inputs.findIndex(i => i.name === 'flow_head'))
-        }"""
-    )
-    interface.set("VGTFlowHeadSettings", steps=1000)
-    interface.run()
-    interface.page.wait_for_function("Object.values(app.nodePreviewImages).some(urls => urls.length)")
-    interface.page.wait_for_timeout(500)  # for the screenshot to show it
+    watch_a_long_run(interface)
+    assert interface.page.evaluate("Object.values(app.nodePreviewImages).some(urls => urls.length)")
     interface.screenshot("preview")
-    interface.page.get_by_role("button", name="Cancel current run").click()
-    playwright.expect(interface.page.get_by_role("button", name="Cancel current run")).to_be_disabled(timeout=LONG)
+    cancel(interface)
     queue = interface.host.get("/queue")
     assert queue["queue_running"] == queue["queue_pending"] == []
     (record,) = interface.host.get("/history?max_items=1").values()

@@ -9,7 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import workflows
-from workflows import PICTURES, same
+from host import Host, HostError
+from workflows import ALL, DOWNLOADS, PICTURES, same
 
 TITLE = 30  # height of a node's title bar, which lies above its pos
 
@@ -21,14 +22,14 @@ def ready(host):
 
 
 def test_every_file_is_known_here_and_has_a_thumbnail():
-    assert {path.stem for path in workflows.FOLDER.glob("*.json")} == set(PICTURES)
-    for name in PICTURES:
+    assert {path.stem for path in workflows.FOLDER.glob("*.json")} == set(ALL)
+    for name in ALL:
         with Image.open(workflows.FOLDER / f"{name}.jpg") as picture:
             assert picture.format == "JPEG"
             assert max(picture.size) <= 512
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", ALL)
 def test_is_as_the_interface_saves_it_with_a_note(name):
     workflow = workflows.read(name)
     assert workflow["version"] == 0.4
@@ -40,7 +41,7 @@ def test_is_as_the_interface_saves_it_with_a_note(name):
     assert all(prefix.startswith("VGT/") for prefix in prefixes)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", ALL)
 def test_nothing_overlaps(name):
     workflow = workflows.read(name)
     nodes = {}
@@ -68,8 +69,8 @@ def inside(box, frame):
 
 def test_the_host_offers_them_under_the_packs_name(ready):
     offered = ready.get("/workflow_templates")["ComfyUI-VGT"]
-    assert sorted(offered) == sorted(PICTURES)
-    for name in PICTURES:
+    assert sorted(offered) == sorted(ALL)
+    for name in ALL:
         assert ready.get(f"/api/workflow_templates/ComfyUI-VGT/{name}.json") == workflows.read(name)
 
 
@@ -80,6 +81,15 @@ def test_runs_to_its_pictures(ready, name):
     assert [picture.size for picture in pictures] == PICTURES[name]
     for picture in pictures:
         assert np.asarray(picture).std() > 1, "the picture is of one colour"
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+def test_one_with_a_download_is_valid_and_without_a_network_says_what_to_fetch(tmp_path, name):
+    """The host accepts it, and its first node ends in one sentence: there is no hub at this address."""
+    with Host(tmp_path, env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}) as host:
+        with pytest.raises(HostError, match=r"cannot be reached") as caught:
+            host.run(workflows.to_api(host, name))
+        assert caught.value.node_type == "VGTLoader"
 
 
 def test_the_fastest_way_changes_the_picture_and_the_slowest_is_plain_text_to_image(ready):

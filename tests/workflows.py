@@ -25,6 +25,9 @@ PICTURES = {
     "latent_tools": [SQUARE] * 4,
 }
 """The sizes of the pictures that each workflow saves."""
+DOWNLOADS = ["from_published_weights"]
+"""Workflows that first download a model of several GB: they are opened and validated, not run."""
+ALL = [*PICTURES, *DOWNLOADS]
 
 
 def read(name):

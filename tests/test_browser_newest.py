@@ -1,0 +1,61 @@
+"""The pack in a newer interface than the host's own, which every user gets sooner or later: comfyui-frontend-package as
+scripts/dev.py names it. The tests are those of test_browser.py that need nothing that an older host does not answer.
+"""
+
+import re
+
+import pytest
+
+import dev
+import workflows
+from host import Host
+from interface import LONG, NEWER_MESSAGES, Interface
+from test_browser import (  # noqa: F401 - pytest collects them here once more
+    test_a_link_opens_a_template,
+    test_a_workflow_of_an_earlier_version_keeps_its_values,
+    test_every_node_shows_all_its_inputs_and_outputs,
+    test_help_panel_shows_every_nodes_page,
+    test_names_are_shown_in_the_interfaces_language,
+)
+from workflows import ALL
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    if not dev.FRONTEND.is_dir():
+        pytest.skip(
+            f"{dev.FRONTEND_PACKAGE} is not there: `python3 scripts/dev.py test --browser` gets it where it can"
+        )
+    arguments = ["--preview-method", "auto", "--front-end-root", str(dev.FRONTEND)]
+    with Host(tmp_path_factory.mktemp("comfy-home"), args=arguments) as running:
+        workflows.prepare(running)
+        running.post("/settings/Comfy.TutorialCompleted", True)
+        yield running
+
+
+@pytest.fixture
+def interface(host, chromium, request):
+    page = chromium.new_page(viewport={"width": 1600, "height": 900})
+    page.set_default_timeout(LONG)
+    interface = Interface(host, page, NEWER_MESSAGES)
+    yield interface
+    interface.screenshot("newest_" + re.sub(r"\W+", "_", request.node.name).strip("_"))
+    page.close()
+
+
+def test_it_is_the_newer_one(interface):
+    assert interface.version() == tuple(int(part) for part in dev.FRONTEND_PACKAGE.split("==")[1].split("."))
+
+
+def test_every_template_opens_in_nodes_2(interface):
+    with interface.renderer("nodes_2"):
+        for name in ALL:
+            interface.open_template(name)
+            assert interface.missing() == []
+            for node in workflows.read(name)["nodes"]:
+                interface.page.locator(f'[data-node-id="{node["id"]}"]').first.wait_for()
+            interface.page.wait_for_timeout(500)
+            interface.screenshot(f"nodes_2_{name}")
+    assert interface.complaints == []
