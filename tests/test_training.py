@@ -11,6 +11,7 @@ from PIL import Image
 import vgt
 from vgt.autoencoder import channel_norm
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
+from vgt.evaluation import convergence, results
 from vgt.language_model import LanguageModel
 from vgt.plan import make_plan
 from vgt.prompt import PromptTokenizer
@@ -133,6 +134,18 @@ def test_muon_trains_maps_between_hidden_states_and_adamw_the_rest():
     assert all(optimiser.param_groups[0]["lr"] == 0.005 for optimiser in (adamw, muon))
     (alone,) = make_optimisers([{"params": parameters, "scale": 1.0}], Settings(1, 1, 0.01), set())
     assert len(alone.param_groups[0]["params"]) == 5
+
+
+def test_a_generator_is_scored_as_it_learns_on_a_plain_autoencoder(base, tokenizer, tmp_path, monkeypatch):
+    for name, value in (("SIZE", 56), ("PICTURES", 8), ("PROMPTS", 6)):
+        monkeypatch.setattr(convergence, name, value)
+    sizes = autoencoder_command.read_checkpoint(tokenizer / autoencoder_command.FILE).config.autoencoder
+    settings = Settings(2, 4, 1e-3, sheet_every=1)
+    plain = convergence.plain_autoencoder(sizes, tmp_path / "plain", settings)
+    assert plain.encode(torch.rand(1, 3, 56, 84)).shape == (1, 32, 2, 3)
+    convergence.converge("plain", plain, sizes, load_base(base / "base", layers=1), tmp_path / "scores", settings)
+    curve = results.lines(results.read([tmp_path / "scores"]), "training_step")
+    assert [step for step, _ in curve["plain"]] == [1, 2]
 
 
 def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):

@@ -9,7 +9,6 @@ they learn. What is done is skipped.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -77,8 +76,7 @@ def plain_autoencoder(config, folder: Path, settings: Settings) -> Autoencoder:
 
 def converge(label: str, autoencoder, config, base, folder: Path, settings: Settings) -> None:
     """Train a generator on a tokenizer's latents; folder/STEP.json holds its score at every `sheet_every` steps."""
-    language = replace(base.language, depth=LAYERS)
-    sizes = GeneratorConfig(language, FlowHeadConfig(256, 3), SIZE // TOKEN_PIXELS)
+    sizes = GeneratorConfig(base.language, FlowHeadConfig(256, 3), SIZE // TOKEN_PIXELS)
     config = ModelConfig(base.family, config, sizes, base.pad_token)
     drawn = drawing.Settings(size=SIZE, cfg=3.0, decoding="training-consistent")
 

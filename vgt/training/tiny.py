@@ -16,7 +16,6 @@ _STAGES = (
     ("autoencoder", "tiny-autoencoder-2"),
     ("autoencoder", "tiny-autoencoder-3"),
     ("generator", "tiny-generator"),
-    ("generator", "tiny-generator-2"),
 )
 
 
