@@ -55,7 +55,6 @@ def test_template_opens_runs_and_ends_in_its_pictures(interface, name):
     assert [picture.size for picture in pictures] == PICTURES[name]
     assert all(same(*pair) for pair in zip(pictures, expected))
     if name != "reconstruct":  # which draws nothing
-        assert any(kind == "VGTARSampler" and 0 < share < 1 for kind, share in interface.page.evaluate("seen"))
         watch_a_long_run(interface)
         interface.screenshot(f"preview_{name}")
         cancel(interface)
