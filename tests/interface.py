@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import re
+import time
 
 import workflows
 from host import ROOT
@@ -128,10 +129,11 @@ class Interface:
 
     def help(self, kind):
         """Open the help panel on the first node of a kind; returns it."""
-        self.select(kind)
         panel = self.page.locator(".node-help-content")
-        if not panel.count():  # once open, it follows the selection
-            self.page.get_by_test_id("info-button").click()
+        self.page.evaluate("app.extensionManager.sidebarTab.activeSidebarTabId = null")  # it may lie over the node
+        panel.wait_for(state="hidden")
+        self.select(kind)
+        self.page.get_by_test_id("info-button").click()
         title = next(title for title, one in NODES.items() if one == kind)
         panel.locator("h1", has_text=title).wait_for()
         return panel
@@ -171,15 +173,28 @@ class Interface:
                 }, 10)
             }"""
         )
+        self.runs_before = len(self.host.get("/history"))
         self.run_button().click()
 
     def pictures(self):
-        """Wait until every Save Image node shows its pictures; return them, in the order of the nodes."""
+        """Wait until the run is over and every Save Image shows its pictures; return them, in the order of the nodes.
+
+        They are those of this run: what the canvas shows may still be another's.
+        """
+        deadline = time.monotonic() + LONG / 1000
+        while len(history := self.host.get("/history")) == self.runs_before:
+            assert time.monotonic() < deadline, "the run is not over"
+            self.page.wait_for_timeout(200)
+        outputs = list(history.values())[-1]["outputs"]
         self.page.wait_for_function(
-            """() => app.graph._nodes.filter(n => n.type === 'SaveImage')
-                .every(n => n.imgs?.length && n.imgs.every(i => i.complete && i.naturalWidth))"""
+            """outputs => app.graph._nodes.filter(n => n.type === 'SaveImage').every(n => {
+                const names = images => JSON.stringify(images?.map(i => i.filename))
+                return names(app.nodeOutputs[n.id]?.images) === names(outputs[n.id]?.images)
+                    && n.imgs?.length && n.imgs.every(i => i.complete && i.naturalWidth)
+            })""",
+            arg=outputs,
         )
-        return workflows.pictures(self.host, self.page.evaluate("app.nodeOutputs"))
+        return workflows.pictures(self.host, outputs)
 
     def drop(self, name, content):
         """Drop a PNG file on the canvas."""
