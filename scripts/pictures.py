@@ -28,9 +28,9 @@ SIDE, GAP, BACKGROUND = 224, 8, (38, 38, 38)
 SEED = 7
 PROMPTS = [
     "a red circle above a blue square on a white background",
-    "a green triangle to the left of a yellow circle on a black background",
-    "three blue circles on a yellow background",
-    "a purple square below an orange triangle on a white background",
+    "a green triangle to the left of a yellow circle on a mint background",
+    "three pink stars on a navy background",
+    "a purple square below an orange heart on a white background",
 ]
 STEPS = [2, 5, 10, 30]
 

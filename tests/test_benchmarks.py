@@ -29,13 +29,15 @@ def test_the_baseline_draws_the_same_picture(family, tokens_per_step):
 @torch.no_grad()
 def test_the_plain_flow_head_gives_the_same_latents():
     head = vgt.load(recorded.FIXTURES / recorded.FAMILIES[0]).generator.flow_head
-    condition, noise = torch.randn(6, head.cond_embed.in_features), torch.randn(3, 5, 32)
+    seeded = torch.Generator().manual_seed(0)
+    condition = torch.randn(6, head.cond_embed.in_features, generator=seeded)
+    noise = torch.randn(3, 5, 32, generator=seeded)
     ours = FlowSampler(head, FlowSettings(5), "cpu", torch.float32)(condition, noise, 2.5)
-    assert (ours - Head(head).sample(condition, noise, 2.5, 5)).abs().max() < 1e-5
+    torch.testing.assert_close(ours, Head(head).sample(condition, noise, 2.5, 5), rtol=1e-5, atol=1e-4)
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_baseline():
-    ours, theirs = bfloat16_errors(torch.device("cpu"), range(4))
+    ours, theirs = bfloat16_errors(torch.device("cpu"), range(8))
     assert 0 < ours < 1.2 * theirs
 
 
