@@ -130,7 +130,7 @@ class Interface:
     def help(self, kind):
         """Open the help panel on the first node of a kind; returns it."""
         panel = self.page.locator(".node-help-content")
-        # On the left side it would lie over nodes; newer interfaces have it on the right, where it follows the selection.
+        # On the left it would lie over nodes; newer interfaces have it on the right, where it follows the selection.
         self.page.evaluate("app.extensionManager.sidebarTab.activeSidebarTabId = null")
         self.page.wait_for_timeout(500)
         self.select(kind)
