@@ -53,6 +53,6 @@ def chromium():
         except playwright.Error as error:
             if own or "Executable doesn't exist" not in str(error):
                 raise
-            pytest.skip("there is no Chromium")
+            pytest.skip("there is no Chromium: `python3 scripts/dev.py test --browser` installs it where it can")
         yield browser
         browser.close()

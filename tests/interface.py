@@ -6,7 +6,7 @@ import re
 import time
 
 import workflows
-from host import ROOT
+from host import ROOT, Host
 
 SCREENSHOTS = ROOT / "output" / "screenshots"
 # Chromium in a container, and quiet where there is no network.
@@ -43,6 +43,26 @@ NODES = {
     "Flow Head Settings": "VGTFlowHeadSettings",
 }
 LONG = 180_000  # ms, on a busy machine
+
+
+@contextlib.contextmanager
+def visited_host(home, *arguments):
+    """A host with live previews on that has been visited before, so that it greets nobody."""
+    with Host(home, args=["--preview-method", "auto", *arguments]) as running:
+        workflows.prepare(running)
+        running.post("/settings/Comfy.TutorialCompleted", True)
+        yield running
+
+
+@contextlib.contextmanager
+def shown(host, chromium, screenshot, known=()):
+    """An Interface in a page of its own; a screenshot is taken at the end. known: see Interface."""
+    page = chromium.new_page(viewport={"width": 1600, "height": 900})
+    page.set_default_timeout(LONG)
+    interface = Interface(host, page, known)
+    yield interface
+    interface.screenshot(re.sub(r"\W+", "_", screenshot).strip("_"))
+    page.close()
 
 
 class Interface:

@@ -11,8 +11,8 @@ import shutil
 import pytest
 
 import workflows
-from host import ROOT, Host
-from interface import LONG, NODES, Interface
+from host import ROOT
+from interface import LONG, NODES, shown, visited_host
 from workflows import DOWNLOADS, PICTURES, same
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -21,21 +21,15 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """A host of this module's own, with live previews on, that has been visited before."""
-    with Host(tmp_path_factory.mktemp("comfy-home"), args=["--preview-method", "auto"]) as running:
-        workflows.prepare(running)
-        running.post("/settings/Comfy.TutorialCompleted", True)
+    """A host of this module's own."""
+    with visited_host(tmp_path_factory.mktemp("comfy-home")) as running:
         yield running
 
 
 @pytest.fixture
 def interface(host, chromium, request):
-    page = chromium.new_page(viewport={"width": 1600, "height": 900})
-    page.set_default_timeout(LONG)
-    interface = Interface(host, page)
-    yield interface
-    interface.screenshot(re.sub(r"\W+", "_", request.node.name).strip("_"))
-    page.close()
+    with shown(host, chromium, request.node.name) as interface:
+        yield interface
 
 
 SAVED = json.loads((ROOT / "tests" / "saved" / "0.1.0.json").read_text(encoding="utf-8"))

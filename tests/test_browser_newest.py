@@ -2,14 +2,11 @@
 scripts/dev.py names it. The tests are those of test_browser.py that need nothing that an older host does not answer.
 """
 
-import re
-
 import pytest
 
 import dev
 import workflows
-from host import Host
-from interface import LONG, NEWER_MESSAGES, Interface
+from interface import NEWER_MESSAGES, shown, visited_host
 from test_browser import (  # noqa: F401 - pytest collects them here once more
     test_a_link_opens_a_template,
     test_a_workflow_of_an_earlier_version_keeps_its_values,
@@ -28,21 +25,14 @@ def host(tmp_path_factory):
         pytest.skip(
             f"{dev.FRONTEND_PACKAGE} is not there: `python3 scripts/dev.py test --browser` gets it where it can"
         )
-    arguments = ["--preview-method", "auto", "--front-end-root", str(dev.FRONTEND)]
-    with Host(tmp_path_factory.mktemp("comfy-home"), args=arguments) as running:
-        workflows.prepare(running)
-        running.post("/settings/Comfy.TutorialCompleted", True)
+    with visited_host(tmp_path_factory.mktemp("comfy-home"), "--front-end-root", str(dev.FRONTEND)) as running:
         yield running
 
 
 @pytest.fixture
 def interface(host, chromium, request):
-    page = chromium.new_page(viewport={"width": 1600, "height": 900})
-    page.set_default_timeout(LONG)
-    interface = Interface(host, page, NEWER_MESSAGES)
-    yield interface
-    interface.screenshot("newest_" + re.sub(r"\W+", "_", request.node.name).strip("_"))
-    page.close()
+    with shown(host, chromium, f"newest_{request.node.name}", NEWER_MESSAGES) as interface:
+        yield interface
 
 
 def test_it_is_the_newer_one(interface):

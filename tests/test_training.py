@@ -215,7 +215,6 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
 
     from vgt.flow_head import FlowSampler, FlowSettings
     from vgt.generation import run_tensors
-    from vgt.language_model import KVCache
     from vgt.token_step import TokenStep, step_inputs
 
     plan = make_plan(
@@ -229,7 +228,7 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
         run, words = run_tensors(generator, plan, text.ids, tokenizer.image_start, (2, 3), noise, "cpu")
         sampler = FlowSampler(generator.flow_head, FlowSettings(steps=1), "cpu", torch.float32)
         token_step = TokenStep(generator, plan, sampler, run)
-        token_step.cache = KVCache(config.language, 2, plan.slots, "cpu", torch.float32)
+        token_step.allocate(plan.slots)
         inputs = step_inputs(plan, [1.0] * 6, config.language, torch.float32, "cpu")
         for step, own in zip(plan.steps, inputs):
             run.latents.copy_(latents)

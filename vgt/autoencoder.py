@@ -69,6 +69,12 @@ class Autoencoder(nn.Module):
             raise ValueError(f"Height and width must be multiples of {TOKEN_PIXELS}, not {height} and {width}.")
         return self.vision_tower(pixels)
 
+    def project(self, features):
+        """Semantic features [B, T, semantic_width] → channels of each token [B, T, 32], not yet normalised."""
+        for block in self.down_blocks:
+            features = block(features)
+        return self.down_mlp(features)
+
     def encode(self, pixels):
         """Latent of images.
 
@@ -76,10 +82,7 @@ class Autoencoder(nn.Module):
         Returns [B, 32, H/28, W/28] float32, each token's channels with mean 0 and variance 1. Raises ValueError for
         pixels of any other shape.
         """
-        x = self.semantic_features(pixels)
-        for block in self.down_blocks:
-            x = block(x)
-        latent = channel_norm(self.down_mlp(x), -1).transpose(1, 2)
+        latent = channel_norm(self.project(self.semantic_features(pixels)), -1).transpose(1, 2)
         return latent.unflatten(2, (pixels.shape[2] // TOKEN_PIXELS, -1)).contiguous()
 
     def decode(self, latent):

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .language_model import KVCache
 from .plan import Plan
 from .token_step import RunTensors, StepInputs, TokenStep
 
@@ -99,8 +98,7 @@ class GraphCache:
     @contextmanager
     def borrow(self, fresh: TokenStep):
         """Graphed steps for the run of `fresh`, whose cache is made here. What ends with an exception is not kept."""
-        generator = fresh.generator
-        weights = tuple(parameter.data_ptr() for parameter in generator.parameters())
+        weights = tuple(parameter.data_ptr() for parameter in fresh.generator.parameters())
         if weights != self._weights:
             self.clear()
             self._weights = weights
@@ -109,9 +107,7 @@ class GraphCache:
         key = (slots, hidden, fresh.plan.isolated, fresh.sampler.settings, _shape(fresh.tensors()))
         graphed = self._kept.pop(key, None)
         if graphed is None:
-            language = generator.config.language
-            rows, table = len(fresh.run.lengths), fresh.run.table
-            fresh.cache = KVCache(language, rows, slots, table.device, table.dtype)
+            fresh.allocate(slots)
             graphed = GraphedSteps(fresh)
         else:
             graphed.load(fresh)

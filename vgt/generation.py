@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .config import LATENT_CHANNELS, TOKEN_PIXELS, GeneratorConfig
 from .cuda_graphs import GraphCache
 from .flow_head import FlowHead, FlowSampler, FlowSettings
-from .language_model import KVCache, LanguageModel
+from .language_model import LanguageModel
 from .plan import draw_order, make_plan
 from .position_queries import PositionQueries
 from .prompt import PromptTokenizer
@@ -205,13 +205,12 @@ def run_tensors(generator, plan, ids, image_start, grid, noise, device) -> tuple
 @contextmanager
 def _walker(fresh: TokenStep, graphs: bool):
     """What does the steps of a run: graphs where they can be had."""
-    generator, table = fresh.generator, fresh.run.table
-    if graphs and generator.graphs.usable(generator, fresh.plan, table.device):
+    generator = fresh.generator
+    if graphs and generator.graphs.usable(generator, fresh.plan, fresh.run.table.device):
         with generator.graphs.borrow(fresh) as graphed:
             yield graphed
     else:
-        language, rows = generator.config.language, len(fresh.run.lengths)
-        fresh.cache = KVCache(language, rows, fresh.plan.slots, table.device, table.dtype)
+        fresh.allocate(fresh.plan.slots)
         yield fresh
 
 

@@ -86,7 +86,12 @@ class TokenStep:
 
     def __init__(self, generator, plan: Plan, sampler: FlowSampler, run: RunTensors):
         self.generator, self.plan, self.sampler, self.run = generator, plan, sampler, run
-        self.cache: KVCache | None = None  # for the caller, who knows how long it must be
+        self.cache: KVCache | None = None
+
+    def allocate(self, slots: int) -> None:
+        """Make the cache; the run's steps need `plan.slots` at least."""
+        language, table = self.generator.config.language, self.run.table
+        self.cache = KVCache(language, len(self.run.lengths), slots, table.device, table.dtype)
 
     def tensors(self) -> list[Tensor]:
         """All that differs from run to run."""

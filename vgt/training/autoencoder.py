@@ -51,10 +51,8 @@ class Objective:
 
 def latent_of(autoencoder: Autoencoder, pixels: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
     """pixels [B, 3, H, W] in [0, 1] → (semantic features [B, T, D], latent [B, 32, H/28, W/28])."""
-    features = x = autoencoder.semantic_features(pixels)
-    for block in autoencoder.down_blocks:
-        x = block(x)
-    latent = autoencoder.down_mlp(x)
+    features = autoencoder.semantic_features(pixels)
+    latent = autoencoder.project(features)
     if normalised:
         latent = channel_norm(latent, -1)
     return features, latent.transpose(1, 2).unflatten(2, (pixels.shape[2] // 28, -1)).contiguous()

@@ -12,9 +12,8 @@ from ..vision_tower import InternVisionTower, QwenVisionTower
 from .autoencoder import AutoencoderStage, Objective
 from .base_model import autoencoder_config, load_base, load_pixel_decoder
 from .build import new_autoencoder
-from .command import read_settings
+from .command import read_objective, read_settings
 from .data import open_data, open_held_out
-from .settings import TrainingError
 from .trainer import train
 
 FILE = "autoencoder.safetensors"
@@ -26,10 +25,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     Beside the tables: base, the VLM's folder; init, a tokenizer file to go on from; dc_ae, a pixel decoder's folder.
     """
     settings = read_settings(config)
-    try:
-        objective = Objective(**config.get("objective", {}))
-    except TypeError as error:
-        raise TrainingError(f"The [objective] table holds a setting that does not exist ({error}).") from error
+    objective = read_objective(config, Objective)
     dataset, held_out = open_data(config["data"], captions=False), open_held_out(config["held_out"], captions=False)
     base = load_base(config["base"], config.get("family"))
     sizes = autoencoder_config(base, config.get("decoder", {}))

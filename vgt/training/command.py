@@ -60,6 +60,14 @@ def read_config(path: Path) -> dict:
         raise TrainingError(f"{path} cannot be read as a configuration ({error}).") from error
 
 
+def read_objective(config: dict, kind: type):
+    """The [objective] table as a stage's `Objective`. Raises TrainingError for settings that do not exist."""
+    try:
+        return kind(**config.get("objective", {}))
+    except TypeError as error:
+        raise TrainingError(f"The [objective] table holds a setting that does not exist ({error}).") from error
+
+
 def read_settings(config: dict) -> Settings:
     """The [training] table, with the processor settled. Raises TrainingError for settings that do not exist."""
     import torch

@@ -12,7 +12,7 @@ from ..config import FlowHeadConfig, GeneratorConfig, ModelConfig
 from ..model import build_autoencoder
 from .base_model import load_base
 from .build import new_generator
-from .command import read_settings
+from .command import read_objective, read_settings
 from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
 from .latents import cached_latents
@@ -28,10 +28,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a whole model to go on from.
     """
     settings = read_settings(config)
-    try:
-        objective = Objective(**config.get("objective", {}))
-    except TypeError as error:
-        raise TrainingError(f"The [objective] table holds a setting that does not exist ({error}).") from error
+    objective = read_objective(config, Objective)
     table = config["generator"]
     base = load_base(config["base"], config.get("family"), table.get("layers"))
     checkpoint = read_checkpoint(config["autoencoder"])

@@ -82,8 +82,5 @@ def cached_latents(path: Path, dataset, autoencoder, about: dict, count: int, de
 
 
 def _encode(autoencoder, semantic: Tensor, pixels: Tensor) -> Tensor:
-    x = semantic
-    for block in autoencoder.down_blocks:
-        x = block(x)
-    latent = channel_norm(autoencoder.down_mlp(x), -1).transpose(1, 2)
+    latent = channel_norm(autoencoder.project(semantic), -1).transpose(1, 2)
     return latent.unflatten(2, (pixels.shape[2] // TOKEN_PIXELS, -1))

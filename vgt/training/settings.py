@@ -32,7 +32,7 @@ class Settings:
     """What matrix products compute in; weights are float32."""
     device: str = "cpu"
     compile: bool = False
-    """Let torch.compile make the kernels: minutes at the start, then 1.6 times as fast on two processor cores."""
+    """Let torch.compile make the kernels, which takes minutes at the start; README.md says what it gave."""
     threads: int | None = None
     workers: int = 0
     log_every: int = 10
