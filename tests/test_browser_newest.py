@@ -1,10 +1,10 @@
-"""The pack in a newer interface than the host's own, which every user gets sooner or later: comfyui-frontend-package as
-scripts/dev.py names it. The tests are those of test_browser.py that need nothing that an older host does not answer.
+"""The pack in a newer interface than the host's own, which every user gets sooner or later: the version that
+scripts/dev_setup.py names. The tests are those of test_browser.py that need nothing that an older host does not answer.
 """
 
 import pytest
 
-import dev
+import dev_setup
 import workflows
 from interface import NEWER_MESSAGES, shown, visited_host
 from test_browser import (  # noqa: F401 - pytest collects them here once more
@@ -21,11 +21,11 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    if not dev.FRONTEND.is_dir():
+    if not dev_setup.FRONTEND.is_dir():
         pytest.skip(
-            f"{dev.FRONTEND_PACKAGE} is not there: `python3 scripts/dev.py test --browser` gets it where it can"
+            f"{dev_setup.FRONTEND_PACKAGE} is not there: `python3 scripts/dev.py test --browser` gets it where it can"
         )
-    with visited_host(tmp_path_factory.mktemp("comfy-home"), "--front-end-root", str(dev.FRONTEND)) as running:
+    with visited_host(tmp_path_factory.mktemp("comfy-home"), "--front-end-root", str(dev_setup.FRONTEND)) as running:
         yield running
 
 
@@ -36,7 +36,7 @@ def interface(host, chromium, request):
 
 
 def test_it_is_the_newer_one(interface):
-    assert interface.version() == tuple(int(part) for part in dev.FRONTEND_PACKAGE.split("==")[1].split("."))
+    assert interface.version() == tuple(int(part) for part in dev_setup.FRONTEND_PACKAGE.split("==")[1].split("."))
 
 
 def test_every_template_opens_in_nodes_2(interface):

@@ -5,6 +5,7 @@ import struct
 import pytest
 
 import dev
+import dev_setup
 from comfy_events import _binary_event
 from workflow_api import WorkflowError, to_api
 
@@ -103,22 +104,22 @@ def test_unknown_node_and_wrong_file_are_named():
 
 
 def test_torch_is_left_out_of_the_host_requirements():
-    kept = dev.without_torch(
+    kept = dev_setup.without_torch(
         "torch\ntorchsde\ntorchvision>=0.2\n  torchaudio ; python_version > '3'\n# torch\nnumpy>=1.25\n"
     )
     assert kept == "torchsde\n# torch\nnumpy>=1.25\n"
 
 
 def test_fingerprint_sees_what_stands_where():
-    assert dev.fingerprint(["ab", "c"]) != dev.fingerprint(["a", "bc"])
-    assert dev.fingerprint(["a"]) == dev.fingerprint(["a"])
+    assert dev_setup.fingerprint(["ab", "c"]) != dev_setup.fingerprint(["a", "bc"])
+    assert dev_setup.fingerprint(["a"]) == dev_setup.fingerprint(["a"])
 
 
 def test_prompt_is_set_where_one_is_typed_in():
     graph = convert([sampler()])
     dev.set_prompt(graph, "a dog")
     assert graph["2"]["inputs"]["prompt"] == "a dog"
-    with pytest.raises(dev.Failure, match="no node with a prompt"):
+    with pytest.raises(dev_setup.Failure, match="no node with a prompt"):
         dev.set_prompt({}, "a dog")
 
 

@@ -15,7 +15,7 @@ import threading
 import pytest
 
 import comfy_host
-import dev
+import dev_setup
 from host import ROOT, Host, comfyui_path
 from test_archive import NODES, git_files
 
@@ -84,7 +84,7 @@ class Manager:
         proxies = {name: DEAD for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
         local = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1"}
         result = subprocess.run(
-            [dev.MANAGER_PYTHON, "-m", "cm_cli", *arguments],
+            [dev_setup.MANAGER_PYTHON, "-m", "cm_cli", *arguments],
             cwd=self.comfyui,
             env={**os.environ, **proxies, **local, "COMFYUI_PATH": str(self.comfyui)},
             stdout=subprocess.PIPE,
@@ -107,7 +107,7 @@ class Manager:
 
 @pytest.fixture
 def manager(tmp_path, monkeypatch):
-    if not dev.MANAGER_PYTHON.is_file():
+    if not dev_setup.MANAGER_PYTHON.is_file():
         pytest.skip("comfyui-manager is not installed: `python3 scripts/dev.py test` installs it where it can")
     monkeypatch.setattr(comfy_host, "make_base", lambda base: None)  # which would link the pack
     return Manager(tmp_path)
