@@ -10,7 +10,8 @@ from .types import FlowHead, VGTModel, search_aliases
 class VGTARSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        side = {"min": 28, "max": 1792, "step": 28}
+        side = {"default": 448, "min": 28, "max": 1792, "step": 28}
+        side["tooltip"] = "Pixels, a multiple of 28. Published models are trained at 448, VGT-Tiny at 112."
         return io.Schema(
             node_id="VGTARSampler",
             display_name="VGT AR Sampler",
@@ -39,12 +40,8 @@ class VGTARSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="The same seed gives the same noise and the same order, on every device.",
                 ),
-                io.Int.Input(
-                    "width", default=448, **side, tooltip="Pixels, a multiple of 28. Models are trained at 448."
-                ),
-                io.Int.Input(
-                    "height", default=448, **side, tooltip="Pixels, a multiple of 28. Models are trained at 448."
-                ),
+                io.Int.Input("width", **side),
+                io.Int.Input("height", **side),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Images to draw at once."),
                 io.Float.Input(
                     "cfg",

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 import comfy_host
 import workflow_api
@@ -24,21 +24,21 @@ SIDE, GAP, BACKGROUND = 512, 8, (38, 38, 38)  # the background is that of the te
 
 
 def thumbnail(pictures):
-    """A square of SIDE pixels with the pictures (all of one size) in rows and columns."""
+    """A square of SIDE pixels with the pictures in rows and columns, all at one scale."""
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
-    width, height = pictures[0].size
-    cell = (SIDE - GAP * (columns - 1)) / columns
-    scale = min(cell / width, cell / height)
-    width, height = int(width * scale), int(height * scale)
+    width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures)))
+    scale = (SIDE - GAP * (columns - 1)) / columns / max(width, height)
+    pictures = [ImageOps.scale(picture, scale, Image.Resampling.LANCZOS) for picture in pictures]
     sheet = Image.new("RGB", (SIDE, SIDE), BACKGROUND)
+    height = int(height * scale)
     top = (SIDE - rows * height - (rows - 1) * GAP) // 2
     for row in range(rows):
         in_row = pictures[row * columns : (row + 1) * columns]
-        left = (SIDE - len(in_row) * width - (len(in_row) - 1) * GAP) // 2
-        for column, picture in enumerate(in_row):
-            place = (left + column * (width + GAP), top + row * (height + GAP))
-            sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), place)
+        left = (SIDE - sum(picture.width for picture in in_row) - (len(in_row) - 1) * GAP) // 2
+        for picture in in_row:
+            sheet.paste(picture, (left, top + row * (height + GAP)))
+            left += picture.width + GAP
     return sheet
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+import workflows
 from graphs import SAMPLER, load, node
 from host import Host, HostError, Interrupted
 from hub_server import HubServer, published_repositories
@@ -80,6 +81,11 @@ def test_two_graphs_ask_for_the_same_model(hub, hub_host):
     for prompt in prompts:
         hub_host.wait(prompt)
     assert sum(1 for method, path, _ in hub.requests if method == "GET" and path == weights) <= 2  # hub, then storage
+
+
+def test_the_template_of_a_published_model(hub_host):
+    outputs = hub_host.run(workflows.to_api(hub_host, "from_published_weights"))
+    assert [picture.size for picture in workflows.pictures(hub_host, outputs)] == [(448, 448)]
 
 
 def test_a_hub_that_does_not_have_it(hub, hub_host):

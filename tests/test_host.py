@@ -1,12 +1,15 @@
 """The real ComfyUI starts with this pack in it, and tests/host.py can drive it."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
-from host import Host, HostError, PromptRejected
+from host import ROOT, Host, HostError, PromptRejected, comfyui_path
 
 
 def save_image(**image):
@@ -24,6 +27,21 @@ def test_pack_is_imported_without_error(host):
     assert line, "the host did not report importing the pack"
     assert line[2] == "", log
     assert "Traceback" not in log
+
+
+def test_an_older_host_is_told_so(tmp_path):
+    (tmp_path / "comfy_api").mkdir()  # as before 0.3.48: without `latest`
+    (tmp_path / "comfy_api" / "__init__.py").touch()
+    (tmp_path / "pack").symlink_to(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", "import pack; print(hasattr(pack, 'comfy_entrypoint'))"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{comfyui_path()}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert done.stderr == "ERROR:root:VGT needs ComfyUI 0.3.48 or newer: update ComfyUI, then start it again.\n"
 
 
 def test_run_returns_the_picture(host):

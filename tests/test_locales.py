@@ -10,7 +10,8 @@ from host import ROOT
 
 LANGUAGES = ("en", "zh", "ja")
 PLACES = {"en": "docs/{}.md", "zh": "docs/{}/zh.md", "ja": "docs/{}/ja.md"}
-NODES = ("VGTLoader", "VGTEncode", "VGTDecode", "VGTARSampler", "VGTFlowHeadSettings")
+INPUTS = {"VGTLoader": 2, "VGTEncode": 3, "VGTDecode": 2, "VGTARSampler": 15, "VGTFlowHeadSettings": 5}
+NODES = tuple(INPUTS)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,9 @@ def test_these_are_the_nodes(schemas):
 @pytest.mark.parametrize("name", NODES)
 def test_everything_has_a_tooltip(schemas, name):
     assert schemas[name]["description"]
-    assert all(options.get("tooltip") for options in inputs(schemas[name]).values())
+    told = [key for key, options in inputs(schemas[name]).items() if options.get("tooltip")]
+    assert told == list(inputs(schemas[name])) and len(told) == INPUTS[name]
+    assert len(schemas[name]["output_tooltips"]) == len(schemas[name]["output"]) > 0
     assert all(schemas[name]["output_tooltips"])
 
 

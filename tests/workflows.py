@@ -22,7 +22,7 @@ PICTURES = {
     "outpaint": [SQUARE],
     "variations": [SQUARE] * 3,
     "parallel_decoding": [SQUARE] * 3,
-    "latent_tools": [SQUARE] * 4,
+    "latent_tools": [SQUARE] * 3,
 }
 """The sizes of the pictures that each workflow saves."""
 DOWNLOADS = ["from_published_weights"]
