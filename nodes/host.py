@@ -119,9 +119,10 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
 class _GeneratorPatcher(Patcher):
     """Graphs hold memory, and the addresses of weights: both go when the host wants the weights elsewhere."""
 
-    def unpatch_model(self, *arguments, **options):
-        self.model.graphs.clear()
-        return super().unpatch_model(*arguments, **options)
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        if unpatch_weights:  # else the host asks before every run, and moves nothing
+            self.model.graphs.clear()
+        return super().unpatch_model(device_to, unpatch_weights)
 
     def partially_unload(self, *arguments, **options):
         self.model.graphs.clear()
@@ -212,6 +213,7 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
+        patcher.model.graphs.clear()
         if len(prompts) == 1:
             raise RuntimeError(
                 "There is not enough memory to draw one image of this size; choose a smaller size, fewer tokens per "

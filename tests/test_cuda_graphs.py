@@ -3,11 +3,16 @@ again at each replay, so that everything else (fixed shapes, whole cache under a
 is what it is on one.
 """
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 import recorded
 import vgt
+from host import ROOT, comfyui_path
 from vgt import cuda_graphs
 
 SMALL = {"height": 112, "width": 112, "cfg": 3.0, "flow": vgt.FlowSettings(steps=3)}
@@ -23,7 +28,8 @@ def captures(monkeypatch):
     """Counts captures."""
     made = []
 
-    def capture(work):
+    def capture(work, device):
+        work()
         made.append(work)
         return work
 
@@ -84,7 +90,7 @@ def test_weights_that_moved_are_captured_again(model, captures):
 
 
 def test_too_little_memory_falls_back_and_says_so_once(model, captures, monkeypatch, caplog):
-    def capture(work):
+    def capture(work, device):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore")
 
     monkeypatch.setattr(cuda_graphs, "capture", capture)
@@ -112,6 +118,46 @@ def test_a_cancelled_run_leaves_nothing_behind(model, captures):
     assert (replayed - eager).abs().max() < 1e-5
 
 
+def test_a_run_that_ended_in_nan_spoils_no_later_one(model, captures):
+    noise = torch.full((1, 16, 3, 32), torch.nan)
+    assert model.generate("a red circle", **SMALL, noise=noise).isnan().all()
+    replayed, eager = both(model, prompts="a red circle")
+    assert len(captures) == 1
+    assert (replayed - eager).abs().max() < 1e-5
+
+
+def test_each_prompt_length_is_the_same_kind(model, captures):
+    """Where padding is hidden, too."""
+    for prompt in ("a star", "a pink triangle on a navy background"):
+        replayed, eager = both(model, prompts=prompt, decoding="training-consistent")
+        assert (replayed - eager).abs().max() < 1e-5
+    assert len(captures) == 1
+
+
+def test_inference_mode_has_graphs_of_its_own(model, captures):
+    with torch.inference_mode():
+        model.generate("a red circle", **SMALL)
+    replayed, eager = both(model, prompts="a red circle")
+    assert len(captures) == 2
+    assert (replayed - eager).abs().max() < 1e-5
+
+
+def test_cancel_during_capture_keeps_nothing_and_is_no_failure(model, captures, monkeypatch, caplog):
+    class Cancel(Exception):
+        pass
+
+    def capture(work, device):
+        raise Cancel
+
+    with monkeypatch.context() as patch, pytest.raises(Cancel):
+        patch.setattr(cuda_graphs, "capture", capture)
+        model.generate("a red circle", **SMALL)
+    replayed, eager = both(model, prompts="a red circle")
+    assert len(captures) == 1
+    assert (replayed - eager).abs().max() < 1e-5
+    assert not caplog.records
+
+
 def test_two_models_take_turns(captures):
     models = [vgt.load(recorded.FIXTURES / family) for family in recorded.FAMILIES]
     for seed in (1, 2):
@@ -131,6 +177,45 @@ def test_only_so_many_kinds_are_kept(model, captures):
     model.generator.graphs.clear()
     model.generate("a red circle", **SMALL)
     assert len(captures) == cuda_graphs.KEPT + 3
+
+
+IN_THE_HOST = """
+import sys
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfy.model_management as memory, torch
+from pack.nodes import host, sampling
+from pack.vgt import cuda_graphs
+made = []
+def capture(work, device):
+    work()
+    made.append(work)
+    return work
+cuda_graphs.capture, cuda_graphs._lies_on_cuda = capture, lambda *_: True
+host.register_model_folder()
+model, _ = host.load_model("vgt-tiny.safetensors", "fp32")
+settings = dict(prompt="a red circle", negative_prompt="", width=112, height=112, batch_size=1, denoise=1.0, seed=1)
+settings |= dict(cfg=4.5, tokens_per_step=1, order="random", decoding="published", grouping="uniform")
+with torch.inference_mode():
+    for unload in (False, False, True):
+        if unload:
+            memory.unload_all_models()
+        sampling.sample(model, None, None, **settings)
+        print(len(made), end=" ")
+"""
+
+
+def test_the_host_keeps_graphs_between_runs_and_drops_them_with_the_weights(tmp_path):
+    (tmp_path / "pack").symlink_to(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THE_HOST],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{comfyui_path()}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["1", "1", "2"], done.stderr
 
 
 def test_no_graphs_on_the_processor(model, monkeypatch):

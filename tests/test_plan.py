@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import recorded
-from vgt.plan import draw_order, group_sizes, make_plan
+from vgt.plan import draw_order, group_sizes, make_plan, visible
 
 
 def plan(order, tokens_per_step, family="internvl3", lengths=(5, 3), start=1, **options):
@@ -53,13 +53,23 @@ def test_text_positions_run_on_row_by_row():
     assert positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 2, 2, 3, 4, 5, 6]]
 
 
+def seen_by(plan, index):
+    """What step `index` of a plan may see: bool [rows or 1, inputs, slots up to its last]; None: all but the future."""
+    step, end = plan.steps[index], plan.steps[index].slot + plan.inputs(index)
+    queries = len(step.group) if plan.isolated else 0
+    if not plan.hides_padding(index) and queries < 2:
+        return None
+    lengths = torch.tensor(plan.lengths) if plan.hides_padding(index) else None
+    return visible(torch.arange(step.slot, end), end, lengths, queries)
+
+
 def test_published_padding_is_hidden_in_the_first_step_only():
     built = plan([0, 1], 1)
-    seen = built.visible(0)
+    seen = seen_by(built, 0)
     assert seen.shape == (2, 7, 7)
     assert seen[0].equal(torch.ones(7, 7, dtype=torch.bool).tril())
     assert seen[1, 6].tolist() == [True, True, True, False, False, True, True]
-    assert built.visible(1) is None
+    assert seen_by(built, 1) is None
 
 
 def test_consistent_plan_commits_the_sequence_of_training():
@@ -69,7 +79,7 @@ def test_consistent_plan_commits_the_sequence_of_training():
     # the first query of a group stays where it is; the latent follows it, over the slot of the second query
     assert (second.kinds, second.places, second.slot) == ("lqlqq", (4, 2, 2, 0, 1), 7)
     assert second.positions == (2, 3, 4, 5, 5)
-    seen = built.visible(1)[1]
+    seen = seen_by(built, 1)[1]
     assert seen[3].tolist() == [True] * 3 + [False] * 2 + [True] * 5 + [True, False]
     assert seen[4].tolist() == [True] * 3 + [False] * 2 + [True] * 5 + [False, True]
 
@@ -89,7 +99,7 @@ def test_no_step_sees_a_slot_that_was_never_written(decoding, tokens_per_step):
         assert step.slot <= written
         written = step.slot + built.inputs(index)
         assert written <= built.slots
-        visible = built.visible(index)
+        visible = seen_by(built, index)
         assert visible is None or visible.shape[-1] == written
 
 
@@ -97,7 +107,7 @@ def test_one_token_a_step_without_padding_both_decodings_are_one():
     order = draw_order(16, "random", 3)
     consistent = plan(order, 1, lengths=(4, 4), decoding="training-consistent")
     assert plan(order, 1, lengths=(4, 4)).steps == consistent.steps
-    assert all(consistent.visible(index) is None for index in range(16))
+    assert all(seen_by(consistent, index) is None for index in range(16))
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     groups = q.shape[1] // k.shape[1]
     if groups == 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    if causal or m > groups:
+    if causal:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    # Few queries: lay the heads of a group along the query axis, so that no key or value is copied.
+    # Lay the heads of a group along the query axis, so that no key or value is copied.
     folded = q.reshape(q.shape[0], k.shape[1], groups * m, q.shape[3])
     if mask is not None:
         mask = torch.cat([mask.expand(*mask.shape[:-2], m, n)] * groups, dim=-2)

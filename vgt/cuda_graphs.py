@@ -10,6 +10,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class GraphedSteps:
     def load(self, fresh: TokenStep) -> None:
         """Take over a new run of the same kind: its contents, not its tensors."""
         torch._foreach_copy_(self.step.tensors(), fresh.tensors())
+        self.step.cache.clear()
         self.step.plan = fresh.plan
         self.recurring = recurring(fresh.plan)
 
@@ -57,26 +59,37 @@ class GraphedSteps:
             self.step(inputs, slot)
         else:
             own = StepInputs(*(tensor.clone() for tensor in inputs.tensors()))
-            self.step(own)  # does this step, and makes what is made at first use
-            self._capture(shape, own)
-
-    def _capture(self, shape: tuple, own: StepInputs) -> None:
-        try:
-            self.graphs[shape] = capture(lambda: self.step(own)), own
-        except RuntimeError as error:  # out of memory is one, too
-            self.failed = True
-            self.graphs.clear()
-            torch.cuda.empty_cache()
-            reason = str(error).splitlines()[0]
-            logging.warning(f"VGT: drawing without CUDA graphs, which is slower but gives the same ({reason}).")
+            try:
+                self.graphs[shape] = capture(lambda: self.step(own), self.run.table.device), own
+            except RuntimeError as error:  # out of memory is one, too
+                self.failed = True
+                reason = str(error).splitlines()[0]
+                logging.warning(f"VGT: drawing without CUDA graphs, which is slower but gives the same ({reason}).")
+            if self.failed:  # here, where the error holds nothing any more
+                self.graphs.clear()
+                torch.cuda.empty_cache()
+                self.step(inputs, slot)
 
 
-def capture(work: Callable[[], None]) -> Callable[[], None]:
-    """Record what `work` launches, without doing it; returns what does it."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Do `work`, and record what it launches; returns what does it again. Doing it twice must be as doing it once."""
+    graph, stream = torch.cuda.CUDAGraph(), _stream(device)
+    with torch.cuda.device(device):
+        current = torch.cuda.current_stream()
+        stream.wait_stream(current)
+        # All on one stream, so that workspaces that libraries make for a stream at first use are not the graph's own.
+        with torch.cuda.stream(stream):
+            work()
+            # Other threads may go on using the device.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                work()
+        current.wait_stream(stream)
     return graph.replay
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class GraphCache:
@@ -103,16 +116,19 @@ class GraphCache:
             self.clear()
             self._weights = weights
         slots = -(-fresh.plan.slots // SLOT_STEP) * SLOT_STEP
-        hidden = fresh.plan.padded if fresh.plan.hides_padding(1) else None
-        key = (slots, hidden, fresh.plan.isolated, fresh.sampler.settings, _shape(fresh.tensors()))
+        # What code reads and no tensor holds; and tensors of inference mode can only be written in inference mode.
+        baked = (fresh.plan.hides_padding(1), fresh.plan.isolated, fresh.sampler.settings)
+        key = (slots, baked, _shape(fresh.tensors()), torch.is_inference_mode_enabled())
         graphed = self._kept.pop(key, None)
         if graphed is None:
             fresh.allocate(slots)
             graphed = GraphedSteps(fresh)
         else:
             graphed.load(fresh)
-        yield graphed
-        self._refused = graphed.failed
+        try:
+            yield graphed
+        finally:
+            self._refused = graphed.failed
         if not graphed.failed:
             self._kept[key] = graphed
             while len(self._kept) > KEPT:

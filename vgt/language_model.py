@@ -22,9 +22,14 @@ class KVCache:
     def __init__(self, config: LanguageModelConfig, rows: int, slots: int, device, dtype):
         shape = (config.depth, rows, config.kv_heads, slots, config.head_width)
         self.slots = slots
-        # Zeros: a masked slot is multiplied by 0, and what memory happens to hold may be NaN.
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.clear()
+
+    def clear(self) -> None:
+        """Zeros everywhere: a masked slot is multiplied by 0, and what memory or an earlier run left may be NaN."""
+        self.keys.zero_()
+        self.values.zero_()
 
     def write(self, layer: int, slot: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k, v [rows, kv_heads, m, head_width] at slots slot … slot+m-1 and return all up to there; or, slot being

@@ -98,25 +98,16 @@ class Plan:
         """Whether step `index` must not see the padding of shorter texts."""
         return (index == 0 or self.isolated) and min(self.lengths) < self.padded
 
-    def visible(self, index: int) -> Tensor | None:
-        """What step `index` may see: bool [rows or 1, inputs, slots up to its last]; None: all but the future."""
-        step, end = self.steps[index], self.steps[index].slot + self.inputs(index)
-        queries = len(step.group) if self.isolated else 0
-        if not self.hides_padding(index) and queries < 2:
-            return None
-        lengths = torch.tensor(self.lengths) if self.hides_padding(index) else None
-        return visible(torch.arange(step.slot, end), end, lengths, self.padded, queries)
-
     def __str__(self) -> str:
         return "\n".join(f"step {index} {step}" for index, step in enumerate(self.steps))
 
 
-def visible(slots: Tensor, end: int, lengths: Tensor | None, padded: int, queries: int) -> Tensor:
+def visible(slots: Tensor, end: int, lengths: Tensor | None, queries: int) -> Tensor:
     """What a step may see of the cache: bool [rows or 1, m, end].
 
     Args:
         slots: int64 [m], ascending: those that the step writes. No input sees a slot after its own.
-        lengths: int64 [rows], text tokens of each row, where the rest up to `padded` is hidden; None hides nothing.
+        lengths: int64 [rows], text tokens of each row, where the rest up to the longest is hidden; None hides nothing.
         queries: how many of the last inputs do not see each other.
     """
     slot = torch.arange(end, device=slots.device)
@@ -125,7 +116,7 @@ def visible(slots: Tensor, end: int, lengths: Tensor | None, padded: int, querie
         seen = seen & ((slot < slots[-queries]) | (slot == slots[:, None]))
     if lengths is None:
         return seen[None]
-    return seen & ~((slot >= lengths[:, None]) & (slot < padded))[:, None]
+    return seen & ~((slot >= lengths[:, None]) & (slot < lengths.max()))[:, None]
 
 
 def draw_order(tokens: int, order: str, seed: int | None) -> list[int]:

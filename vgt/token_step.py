@@ -116,7 +116,7 @@ class TokenStep:
         if slot is None or hides_padding or queries > 1:
             end = self.cache.slots if slot is None else slot + embeds.shape[1]
             lengths = run.lengths if hides_padding else None
-            mask = visible(step.slots, end, lengths, self.plan.padded, queries)[:, None]
+            mask = visible(step.slots, end, lengths, queries)[:, None]
         where = step.slots if slot is None else slot
         hidden = generator.language_model(embeds, (step.cos, step.sin), self.cache, where, mask)
         condition = generator.image_out_projector(hidden[:, -len(step.group) :]).flatten(0, 1)

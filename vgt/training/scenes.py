@@ -26,7 +26,7 @@ __all__ += ["render", "sample_scene"]
 
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's, in its order and spelling."""
-# Two coloured things at once are learnt last, so they are shown more often.
+# In training: two coloured things at once are learnt last, so they are shown more often.
 _SHARES = (2, 2, 2, 2, 3, 5)
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
@@ -114,7 +114,7 @@ class Scene:
 
 
 def sample_scene(rng: random.Random, split: str = "train", category: str | None = None) -> tuple[Scene, str, str]:
-    """Draw a scene → (scene, category, caption); None draws a category, two coloured things more often than others.
+    """Draw a scene → (scene, category, caption); None draws a category: in training two coloured things more often.
 
     A train scene holds no held-out combination; a test scene holds those its category is about, and no others.
     Raises ValueError for an unknown split or category.
@@ -122,7 +122,7 @@ def sample_scene(rng: random.Random, split: str = "train", category: str | None 
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}; it must be train or test.")
     if category is None:
-        category = rng.choices(CATEGORIES, _SHARES)[0]
+        category = rng.choices(CATEGORIES, _SHARES)[0] if split == "train" else rng.choice(CATEGORIES)
     elif category not in CATEGORIES:
         raise ValueError(f"category is {category!r}; it must be one of {', '.join(CATEGORIES)}.")
     wanted = set() if split == "train" else {RULE[category]}
