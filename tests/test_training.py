@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from PIL import Image
 
 import vgt
+from host import ROOT
 from vgt.autoencoder import channel_norm
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.evaluation import convergence, results
@@ -19,8 +23,9 @@ from vgt.training import autoencoder_command, captioner_command, generator_comma
 from vgt.training.base_model import load_base
 from vgt.training.build import new_generator
 from vgt.training.command import read_config, read_settings
-from vgt.training.data import DataError, EndlessShuffle, open_data
+from vgt.training.data import DataError, EndlessShuffle, open_data, open_held_out
 from vgt.training.generator import draw_times, flow_matching
+from vgt.training.latents import LatentDataset
 from vgt.training.optimiser import make_optimisers
 from vgt.training.sequence import query_states
 from vgt.training.settings import Settings, TrainingError
@@ -164,6 +169,36 @@ def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):
         assert torch.allclose(tensor, other.state_dict()[name], atol=1e-3), name
 
 
+def test_two_processes_train_together_and_stop_at_ctrl_c(base, tmp_path):
+    """torchrun, as a person would start it; each draws its own share of a batch, and both the same gradient."""
+    lines = [*captioner_toml(captioner(steps=100_000, log_every=1))]
+    (tmp_path / "two.toml").write_text("\n".join(lines))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgt"]
+    command = [sys.executable, *launcher, "train", "captioner", "two.toml", "--out", "two"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    while run.poll() is None and not (metrics.is_file() and len(losses(tmp_path / "two")) > 2):
+        time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGINT)  # as the terminal does: to torchrun and to both
+    assert run.wait(60) != 0
+    kept = torch.load(tmp_path / "two" / "last.pt", weights_only=True)
+    assert kept["step"] == len(losses(tmp_path / "two"))
+    with pytest.raises(TrainingError, match=r"another configuration \(processes was 2, is 1\)"):
+        captioner_command.run(read_config(tmp_path / "two.toml"), tmp_path / "two", None)
+
+
+def captioner_toml(config):
+    """The lines of a configuration of numbers, texts and lists, one level of tables deep."""
+    for name, value in config.items():
+        if not isinstance(value, dict):
+            yield f"{name} = {json.dumps(value)}"
+    for name, table in config.items():
+        if isinstance(table, dict):
+            yield f"[{name}]"
+            yield from (f"{key} = {json.dumps(value)}" for key, value in table.items())
+
+
 def test_resume_from_another_configuration_is_refused(base, tmp_path):
     captioner_command.run(captioner(steps=4), tmp_path, 1)
     with pytest.raises(TrainingError, match=r"another configuration \(training.learning_rate was 0.003, is 0.01\)"):
@@ -186,6 +221,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(base, tmp_path
     kept = torch.load(tmp_path / "last.pt", weights_only=True)
     assert kept["step"] == 3
     assert all(tensor.isfinite().all() for tensor in kept["stage"].values())
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(base, tmp_path, monkeypatch):
+    from vgt.training.captioner_stage import CaptionerStage
+
+    def spoil(self, step):
+        if step == 2:  # where the checkpoint of step 3 would be made
+            weight = self.trained.language_model.norm.weight
+            weight.register_hook(lambda gradient: gradient * float("inf"))
+
+    monkeypatch.setattr(CaptionerStage, "begin_step", spoil)
+    with pytest.raises(TrainingError, match=r"The gradient became (inf|nan) in step 3; there is no checkpoint yet"):
+        captioner_command.run(captioner(), tmp_path, None)
+    assert not (tmp_path / "last.pt").exists()
 
 
 def test_ctrl_c_writes_a_checkpoint(base, tmp_path, monkeypatch):
@@ -310,17 +359,28 @@ def test_folders_of_pictures(tmp_path):
     assert open_data(folder_data(tmp_path), captions=True)[0][1] == "from the list"
 
 
-def test_webdataset_shards(tmp_path):
+def test_webdataset_shards_train_a_tokenizer_and_a_generator(base, tmp_path):
     webdataset = pytest.importorskip("webdataset")
-    picture(tmp_path / "a.png")
-    with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as shard:
-        for index in range(4):
-            shard.write({"__key__": f"{index}", "png": (tmp_path / "a.png").read_bytes(), "txt": f"picture {index}"})
-    stream = iter(
-        open_data({"kind": "webdataset", "size": 28, "path": str(tmp_path / "shard-{0..0}.tar")}, captions=True)
-    )
-    seen = [next(stream) for _ in range(4)]
-    assert seen[0][0].shape == (3, 28, 28)
+    scenes = open_data(SCENES, captions=True)
+    for shard in range(2):
+        with webdataset.TarWriter(str(tmp_path / f"shard-{shard}.tar")) as tar:
+            for index in range(8 * shard, 8 * shard + 8):
+                pixels, caption = scenes[index]
+                tar.write({"__key__": f"{index}", "png": pixels.movedim(0, -1).numpy(), "txt": caption})
+    shards = {"kind": "webdataset", "size": 56, "path": str(tmp_path / "shard-{0..1}.tar")}
+    config = {**autoencoder(base, steps=3, save_every=1), "data": shards}
+    autoencoder_command.run(config, tmp_path / "whole", None)
+    autoencoder_command.run(config, tmp_path / "parts", 2)
+    autoencoder_command.run(config, tmp_path / "parts", None)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    config = {**generator(base, tmp_path / "whole", steps=2), "data": shards}
+    with pytest.raises(TrainingError, match="lacks count"):
+        generator_command.run(config, tmp_path / "generator", None)
+    generator_command.run({**config, "data": {**shards, "count": 16}}, tmp_path / "generator", None)
+    captions = LatentDataset(tmp_path / "generator" / "latents.safetensors").captions
+    assert sorted(captions) == sorted(scenes[index][1] for index in range(16))
+    with pytest.raises(DataError, match=r"held_out.kind is 'webdataset'"):
+        open_held_out(shards, captions=True)
 
 
 def test_unusable_data_is_named(tmp_path):
@@ -411,5 +471,8 @@ def test_internvl3_is_read_and_tuned_too(base, tmp_path):
     assert found.vision == vision
     assert all(torch.equal(found.language_state[name], tensor) for name, tensor in qwen.language_state.items())
     autoencoder_command.run(autoencoder(tmp_path, steps=2), tmp_path / "ae", None)
-    generator_command.run(generator(tmp_path, tmp_path / "ae", steps=2), tmp_path / "ar", None)
+    config = generator(tmp_path, tmp_path / "ae", steps=2)
+    with pytest.raises(TrainingError, match=r"objective.caption is for Qwen2.5-VL"):
+        generator_command.run(config, tmp_path / "ar", None)
+    generator_command.run({**config, "objective": {"repa": 0.1}}, tmp_path / "ar", None)
     assert vgt.load(tmp_path / "ar" / generator_command.FILE).config.family == "internvl3"

@@ -116,6 +116,7 @@ def _load(options):
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
     return load(options.model, device, options.dtype and getattr(torch, options.dtype))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..config import TOKEN_PIXELS
 from .scenes import ScenesDataset
@@ -165,7 +165,7 @@ def open_data(settings: dict, *, captions: bool):
 def open_held_out(settings: dict, *, captions: bool) -> Dataset:
     """The data set of a [held_out] table, whose items can be asked for one by one. Raises DataError."""
     dataset = open_data(settings, captions=captions)
-    if not hasattr(dataset, "__getitem__"):
+    if isinstance(dataset, IterableDataset):
         raise DataError("held_out.kind is 'webdataset'; it must be folder or scenes.")
     return dataset
 
@@ -183,9 +183,9 @@ def batches(dataset, batch_size: int, *, seed: int, first: int, rank: int, world
     Yields what the dataset gives, collated: (pixels [batch_size / world, 3, H, W], list of captions).
     """
     share = batch_size // world
-    if hasattr(dataset, "__getitem__"):
-        sampler = EndlessShuffle(len(dataset), seed, first * batch_size, rank, world)
-        return iter(DataLoader(dataset, share, sampler=sampler, num_workers=workers, drop_last=True))
-    # A stream can only be read from its start: what was seen is read again and dropped.
-    loader = DataLoader(dataset, share, num_workers=workers, drop_last=True)
-    return islice(iter(loader), first, None)
+    if isinstance(dataset, IterableDataset):
+        # A stream can only be read from its start: what was seen is read again and dropped.
+        loader = DataLoader(dataset, share, num_workers=workers, drop_last=True)
+        return islice(iter(loader), first, None)
+    sampler = EndlessShuffle(len(dataset), seed, first * batch_size, rank, world)
+    return iter(DataLoader(dataset, share, sampler=sampler, num_workers=workers, drop_last=True))

@@ -64,7 +64,7 @@ class GeneratorStage(Stage):
         settings: Settings,
         review_with=None,
     ):
-        """dataset: gives (latent [32, h, w], caption, semantic features [T, D]). review_with: see `Review`."""
+        """dataset: a `LatentDataset`, with features for REPA and captioning. review_with: see `Review`."""
         super().__init__()
         self.trained = generator
         self.tokenizer = PromptTokenizer(tokenizer_json, pad_token)
@@ -85,6 +85,8 @@ class GeneratorStage(Stage):
         return [{"params": rest, "scale": 1.0}, {"params": language, "scale": self.objective.language_rate}]
 
     def hot(self):
+        if self.objective.repa:  # which listens inside the flow head
+            return [self.trained.language_model]
         return [self.trained.language_model, self.trained.flow_head]
 
     def forward(self, batch, rng):

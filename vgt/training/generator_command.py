@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import IterableDataset
 
 from ..checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
-from ..config import FlowHeadConfig, GeneratorConfig, ModelConfig
+from ..config import QWEN2_5_VL, FlowHeadConfig, GeneratorConfig, ModelConfig
 from ..model import build_autoencoder
 from .base_model import load_base
 from .build import new_generator
@@ -31,6 +32,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
     objective = read_objective(config, Objective)
     table = config["generator"]
     base = load_base(config["base"], config.get("family"), table.get("layers"))
+    if objective.caption and base.family != QWEN2_5_VL:
+        raise TrainingError(f"objective.caption is for Qwen2.5-VL's chat template; leave it out for {base.family}.")
     checkpoint = read_checkpoint(config["autoencoder"])
     if checkpoint.config.family != base.family:
         raise TrainingError(f"{config['autoencoder']} is a tokenizer of {checkpoint.config.family}, not {base.family}.")
@@ -48,10 +51,16 @@ def run(config: dict, out: Path, until: int | None) -> None:
     data = dict(config["data"])
     count = data.pop("count", None)
     dataset = open_data(data, captions=True)
-    count = count or len(dataset)
+    if count is None:
+        if isinstance(dataset, IterableDataset):
+            raise TrainingError("[data] lacks count, how many pictures of the shards to encode.")
+        count = len(dataset)
     about = {"data": data, "autoencoder": _fingerprint(autoencoder)}
     cache = Path(config.get("latents", out / "latents.safetensors"))
-    latents = cached_latents(cache, dataset, autoencoder, about, count, settings.device)
+    features = bool(objective.repa or objective.caption)
+    latents = cached_latents(
+        cache, dataset, autoencoder, about, count, settings.device, features=features, workers=settings.workers
+    )
     review = None
     if "held_out" in config:
         held_out = open_held_out(config["held_out"], captions=True)

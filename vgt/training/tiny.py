@@ -29,13 +29,18 @@ def run_all(folder: Path, processes: int) -> None:
         print(f"{name} → {folder / name}", flush=True)
         # The configurations name their inputs relative to the folder they are run in.
         command = [*_launcher(processes), "train", stage, str(CONFIGS / f"{name}.toml"), "--out", name]
-        done = subprocess.run(command, cwd=folder, env=_environment())
-        if done.returncode == 130:
-            raise KeyboardInterrupt
-        if done.returncode:
-            raise TrainingError(
-                f"{name} ended with status {done.returncode}; run the same command to go on from there."
-            )
+        if status := _run(command, folder):
+            raise TrainingError(f"{name} ended with status {status}; run the same command to go on from there.")
+
+
+def _run(command: list[str], folder: Path) -> int:
+    """The command's status. Raises KeyboardInterrupt after Ctrl-C, which the command got too: when it has ended."""
+    with subprocess.Popen(command, cwd=folder, env=_environment()) as stage:
+        try:
+            return stage.wait()
+        except KeyboardInterrupt:
+            stage.wait()  # it is writing its checkpoint
+            raise
 
 
 def _launcher(processes: int) -> list[str]:
@@ -47,12 +52,12 @@ def _launcher(processes: int) -> list[str]:
 
 def _environment() -> dict[str, str]:
     root = str(Path(__file__).parents[2])
-    path = [root, os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [root]
+    path = os.pathsep.join((root, os.environ["PYTHONPATH"])) if os.environ.get("PYTHONPATH") else root
     # glibc would give every large tensor back to the system, and clear its pages again for the next one.
     keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
     return {
         **os.environ,
         **keep,
-        "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
+        "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
     }

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -76,9 +77,13 @@ class Stage(nn.Module):
 
 @dataclass
 class _Interrupt:
-    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C ends at once."""
+    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; Ctrl-C again, later, ends at once.
+
+    Not straight away: torchrun hands on the Ctrl-C that its processes got as well.
+    """
 
     asked: bool = False
+    since: float = 0.0
     previous: dict = field(default_factory=dict)
 
     def __enter__(self):
@@ -87,9 +92,10 @@ class _Interrupt:
         return self
 
     def _ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT and time.monotonic() > self.since + 5:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
 
     def __exit__(self, *_):
         for number, handler in self.previous.items():
@@ -121,7 +127,9 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
     average = None
     if settings.ema is not None:
         average = AveragedModel(stage.trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    state = _State(stage, optimisers, average, {**about, "training": _comparable(settings)}, folder)
+    # The processes draw numbers of their own, so that a run goes on with as many as before.
+    about = {**about, "training": _comparable(settings), "processes": world}
+    state = _State(stage, optimisers, average, about, folder)
     first = state.resume(device)
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # resuming makes new ones
     if settings.compile:
@@ -129,11 +137,12 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
             module.compile()
     last = min(until or settings.steps, settings.steps)
     wrapped = DistributedDataParallel(stage, find_unused_parameters=True) if world > 1 else stage
-    feed = iter(stage.batches(first, rank, world)) if first < last else iter(())
     log = _Log(folder, first, settings, rank)
     # A processor's fused attention is slow to differentiate where sequences are short.
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with _Interrupt() as interrupt, attention:
+        # Here, so that Ctrl-C does not end the processes that read the data before the checkpoint is written.
+        feed = iter(stage.batches(first, rank, world)) if first < last else iter(())
         for step in range(first, last):
             rate = _rate(settings, step)
             for group in groups:
@@ -146,10 +155,12 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
             figures = _mean_over_processes(figures, device)
             if not math.isfinite(figures["loss"]):
                 log.close()
-                raise TrainingError(_not_finite(figures["loss"], step, state.saved))
+                raise TrainingError(_not_finite("loss", figures["loss"], step, state.saved))
             loss.backward()
-            for group in groups:
-                nn.utils.clip_grad_norm_(group["params"], settings.clip)
+            norms = [nn.utils.clip_grad_norm_(group["params"], settings.clip) for group in groups]
+            if not (norm := float(torch.stack(norms).sum())) < math.inf:
+                log.close()
+                raise TrainingError(_not_finite("gradient", norm, step, state.saved))
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -160,6 +171,8 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
             done = step + 1
             if done % settings.save_every == 0 or done == last or stop:
                 state.save(done, rank)
+                if world > 1:  # torchrun kills the others when one ends
+                    dist.barrier()
             if (done % settings.sheet_every == 0 or done == settings.steps) and not stop:
                 if rank == 0:
                     log.review(done, _reviewed(stage, average, folder, done))
@@ -277,9 +290,9 @@ def _mean_over_processes(figures: dict[str, Tensor], device) -> dict[str, float]
     return dict(zip(figures, values.tolist()))
 
 
-def _not_finite(loss: float, step: int, saved: int) -> str:
+def _not_finite(what: str, value: float, step: int, saved: int) -> str:
     kept = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
-    return f"The loss became {loss} in step {step + 1}; {kept}. Lower the learning rate, or look at the data."
+    return f"The {what} became {value} in step {step + 1}; {kept}. Lower the learning rate, or look at the data."
 
 
 def _comparable(settings: Settings) -> dict:
@@ -303,4 +316,5 @@ def start_processes() -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # One process writes checkpoints and sheets while the others wait.
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=2))
