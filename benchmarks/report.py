@@ -16,13 +16,14 @@ _INTRODUCTION = """\
 
 Written by `python -m benchmarks --save NAME`. Baseline: the plain way to run VGT (baseline.py), on the same weights
 and noise in the same run, the contenders taking turns; medians. Floor: the bytes that must move, over the device's
-measured copy bandwidth. Ours: with CUDA graphs on CUDA devices; eager: without.
+measured copy bandwidth. Seconds are those of a run, whatever its batch. Ours: with CUDA graphs on CUDA devices; eager:
+without.
 """
 
 
 def line(row: dict, bandwidth: float) -> str:
     """A row of a case as a line of the table, or its note."""
-    seconds, floor, memory = row["seconds"], row["floor"], row["memory"]
+    seconds, floor, memory, weights = (row[name] for name in ("seconds", "floor", "memory", "weights"))
     if not seconds:
         return row["note"]
     ours, baseline, eager = (seconds.get(name) for name in ("ours", "baseline", "eager"))
@@ -33,7 +34,7 @@ def line(row: dict, bandwidth: float) -> str:
         f"{baseline / ours:.2f}" if baseline else "",
         f"{floor / bandwidth / ours:.2f}" if floor else "",
         f"{eager:.4f}" if eager else "",
-        f"{memory / 1e9:.2f} GB" if memory else "",
+        f"{memory / 1e9:.2f} GB, weights {weights / 1e9:.2f}" if memory else "",
     )
     return f"| {' | '.join(cells)} |"
 
