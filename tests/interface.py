@@ -46,9 +46,9 @@ LONG = 180_000  # ms, on a busy machine
 
 
 @contextlib.contextmanager
-def visited_host(home, *arguments):
+def visited_host(home, *arguments, env=None):
     """A host with live previews on that has been visited before, so that it greets nobody."""
-    with Host(home, args=["--preview-method", "auto", *arguments]) as running:
+    with Host(home, args=["--preview-method", "auto", *arguments], env=env) as running:
         workflows.prepare(running)
         running.post("/settings/Comfy.TutorialCompleted", True)
         yield running

@@ -12,6 +12,7 @@ import pytest
 
 import workflows
 from host import ROOT
+from hub_server import HubServer, published_repositories
 from interface import LONG, NODES, shown, visited_host
 from workflows import DOWNLOADS, PICTURES, same
 
@@ -21,9 +22,11 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """A host of this module's own."""
-    with visited_host(tmp_path_factory.mktemp("comfy-home")) as running:
-        yield running
+    """A host of this module's own, which downloads from a local hub."""
+    with HubServer(published_repositories()) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf")), "HF_HUB_OFFLINE": "0"}
+        with visited_host(tmp_path_factory.mktemp("comfy-home"), env=env) as running:
+            yield running
 
 
 @pytest.fixture
@@ -55,10 +58,13 @@ def test_template_opens_runs_and_ends_in_its_pictures(interface, name):
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
-def test_template_with_a_download_opens(interface, name):
+def test_template_with_a_download_runs(interface, name):
+    """The hub's model is a small one of the published form."""
     interface.open_template(name)
     assert interface.page.get_by_role("dialog").count() == 0
     assert interface.missing() == []
+    interface.run()
+    assert [picture.size for picture in interface.pictures()] == [(448, 448)]
     assert interface.complaints == []
 
 

@@ -26,7 +26,7 @@ PICTURES = {
 }
 """The sizes of the pictures that each workflow saves."""
 DOWNLOADS = ["from_published_weights"]
-"""Workflows that first download a model of several GB: they are opened and validated, not run."""
+"""Workflows that first download a model of several GB: they run where a local hub has a small one."""
 ALL = [*PICTURES, *DOWNLOADS]
 
 
