@@ -36,7 +36,7 @@ class ResBlock(nn.Module):
         self.norm = ChannelRMSNorm(channels, **factory)
 
     def forward(self, x):
-        return x + self.norm(self.conv2(F.silu(self.conv1(x))))
+        return x + self.norm(self.conv2(F.silu(self.conv1(x), inplace=True)))
 
 
 class MultiScale(nn.Module):
