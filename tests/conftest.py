@@ -4,8 +4,10 @@ import signal
 
 import pytest
 
+from checkpoints import make_folder
 from host import Host
 from interface import FLAGS
+from recorded import FAMILIES
 
 # The tests' models are tiny: threads cost them more than they give, a hundred times more on a busy machine. torch reads
 # this when it is imported, here and in the hosts.
@@ -56,3 +58,14 @@ def chromium():
             pytest.skip("there is no Chromium: `python3 scripts/dev.py test --browser` installs it where it can")
         yield browser
         browser.close()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(family, tmp_path):
+    """The published layout without weights."""
+    return make_folder(family, tmp_path / "model")

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm import tqdm
 
-from ..autoencoder import channel_norm
-from ..config import TOKEN_PIXELS
+from .autoencoder import latent_of
 from .settings import TrainingError
 
 BATCH = 64
@@ -71,8 +70,8 @@ def cached_latents(
             left = len(mine) - len(captions)
             pixels = pixels[:left].to(device)
             captions += texts[:left]
-            semantic = autoencoder.semantic_features(pixels)
-            made["latents"].append(_encode(autoencoder, semantic, pixels).half().cpu().contiguous())
+            semantic, latent = latent_of(autoencoder, pixels, normalised=True)
+            made["latents"].append(latent.half().cpu())
             made["features"].append(semantic.half().cpu() if features else torch.empty(len(pixels), 0))
             bar.update(len(pixels))
             if len(captions) == len(mine):
@@ -97,8 +96,3 @@ def _write(path: Path, tensors: dict[str, Tensor], captions: list[str], about: d
     # As a tensor: the header of a safetensors file ends at 100 MB.
     text = torch.frombuffer(bytearray(json.dumps(captions).encode()), dtype=torch.uint8)
     save_file({**tensors, "captions": text}, path, metadata={"about": json.dumps(about)})
-
-
-def _encode(autoencoder, semantic: Tensor, pixels: Tensor) -> Tensor:
-    latent = channel_norm(autoencoder.project(semantic), -1).transpose(1, 2)
-    return latent.unflatten(2, (pixels.shape[2] // TOKEN_PIXELS, -1))
