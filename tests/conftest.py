@@ -4,14 +4,19 @@ import signal
 
 import pytest
 
-from checkpoints import make_folder
-from host import Host
-from interface import FLAGS
-from recorded import FAMILIES
-
 # The tests' models are tiny: threads cost them more than they give, a hundred times more on a busy machine. torch reads
 # this when it is imported, here and in the hosts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from PIL import Image
+
+import vgt
+from checkpoints import make_folder
+from graphs import INTERN, QWEN, install_models
+from host import Host
+from interface import FLAGS
+from recorded import FAMILIES
 
 
 class RootIsNoPackage:
@@ -42,6 +47,28 @@ def host(tmp_path_factory):
     """One running ComfyUI with this pack for all tests that need one."""
     with Host(tmp_path_factory.mktemp("comfy-home")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def models(host):
+    """The folder of the running ComfyUI that holds the fixtures' models."""
+    return install_models(host)
+
+
+@pytest.fixture(scope="module")
+def python_models(models):
+    return {name: vgt.load(models / name) for name in (INTERN, QWEN)}
+
+
+@pytest.fixture(scope="module")
+def photo(host, models):
+    """Name of an image of 112x84 random pixels in the host's input folder, and its pixels [1, 3, 84, 112]."""
+    pixels = torch.randint(0, 256, (84, 112, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    path = models / "photo.png"
+    Image.fromarray(pixels.numpy()).save(path)
+    name = host.upload_image(path)
+    path.unlink()
+    return name, pixels.movedim(-1, 0)[None].float() / 255
 
 
 @pytest.fixture(scope="session")

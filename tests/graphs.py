@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from host import HostError, Interrupted, PromptRejected
 from vgt.checkpoint import convert
+
+STRICT = {"rtol": 0, "atol": 1e-4 if torch.cuda.is_available() else 1e-5}
+"""How close a graph's numbers come to those of Python."""
+ALIKE = {"rtol": 0, "atol": 1e-4}
+"""How close an image's numbers come to those of the same image in another batch."""
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -116,3 +125,41 @@ def copy_to_input(host, path, name):
     """Copy a saved latent into the input folder; returns {name: Load Latent}."""
     shutil.copy(path, _input_file(host, name))
     return {name: node("LoadLatent", latent=f"{name}.latent")}
+
+
+def encoded(photo, model=INTERN):
+    """Loader, photo and VGT Encode: a VGT latent of 3x4 tokens at ["encode", 0]."""
+    return {
+        **load(model),
+        "photo": node("LoadImage", image=photo[0]),
+        "encode": node("VGTEncode", image=["photo", 0], vae=["load", 1], fit="crop"),
+    }
+
+
+def repaint(graph, latent, flow=None, **sampler):
+    """The graph with a sampler on that latent."""
+    drawn = draw(flow=flow, latent=[latent, 0], **sampler)
+    return {**graph, "flow": drawn["flow"], "draw": drawn["draw"]}
+
+
+def fails(host, graph):
+    """Run a graph that must fail in a node: the error. It is one sentence, and the next prompt runs."""
+    with pytest.raises(HostError) as caught:
+        host.run(graph)
+    error = caught.value
+    assert not isinstance(error, Interrupted)
+    if not isinstance(error, PromptRejected):
+        assert "\n" not in str(error) and str(error).endswith("."), str(error)
+        assert error.exception_type.rpartition(".")[2] in ("ValueError", "FileNotFoundError", "CheckpointError")
+    return error
+
+
+def decode_pixels(host, outputs, node_id="image"):
+    """[H, W, 3] of a saved picture."""
+    return pixels_of(host.view(**outputs[node_id]["images"][0]))
+
+
+def pixels_of(file: bytes):
+    """[H, W, 3] of a picture file."""
+    picture = Image.open(io.BytesIO(file)).convert("RGB")
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)

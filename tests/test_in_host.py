@@ -11,14 +11,8 @@ import textwrap
 import pytest
 import torch
 
-from graphs import INTERN, install_models
+from graphs import INTERN
 from host import ROOT, comfyui_path
-
-
-@pytest.fixture(scope="module")
-def models(host):
-    return install_models(host)
-
 
 IN_HOST = """
     import importlib.util, json, sys, time

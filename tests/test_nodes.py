@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import re
 import time
 
 import pytest
@@ -14,84 +13,29 @@ from PIL import Image
 
 import vgt
 from graphs import (
-    ANOTHER_MODEL,
+    ALIKE,
     INTERN,
-    NOT_A_CHECKPOINT,
     QWEN,
+    STRICT,
     TOKENIZER_ONLY,
-    TRUNCATED,
     copy_to_input,
+    decode_pixels,
     draw,
+    encoded,
+    fails,
     install_models,
     latent_file,
     latent_of,
     load,
     node,
+    pixels_of,
+    repaint,
     run_latent,
     save_image,
     save_latent,
-    upload_latent,
 )
-from host import Host, HostError, Interrupted, PromptRejected
+from host import Host, Interrupted
 from vgt.checkpoint import read_checkpoint, save_checkpoint
-
-STRICT = {"rtol": 0, "atol": 1e-4 if torch.cuda.is_available() else 1e-5}
-ALIKE = {"rtol": 0, "atol": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def models(host):
-    return install_models(host)
-
-
-@pytest.fixture(scope="module")
-def python_models(models):
-    return {name: vgt.load(models / name) for name in (INTERN, QWEN)}
-
-
-@pytest.fixture(scope="module")
-def photo(host, models):
-    """Name of an image of 112x84 random pixels in the host's input folder, and its pixels [1, 3, 84, 112]."""
-    pixels = torch.randint(0, 256, (84, 112, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    path = models / "photo.png"
-    Image.fromarray(pixels.numpy()).save(path)
-    name = host.upload_image(path)
-    path.unlink()
-    return name, pixels.movedim(-1, 0)[None].float() / 255
-
-
-def encoded(photo, model=INTERN):
-    """Loader, photo and VGT Encode: a VGT latent of 3x4 tokens at ["encode", 0]."""
-    return {
-        **load(model),
-        "photo": node("LoadImage", image=photo[0]),
-        "encode": node("VGTEncode", image=["photo", 0], vae=["load", 1], fit="crop"),
-    }
-
-
-def repaint(graph, latent, flow=None, **sampler):
-    """The graph with a sampler on that latent."""
-    drawn = draw(flow=flow, latent=[latent, 0], **sampler)
-    return {**graph, "flow": drawn["flow"], "draw": drawn["draw"]}
-
-
-def fails(host, graph):
-    """Run a graph that must fail in a node: the error. It is one sentence, and the next prompt runs."""
-    with pytest.raises(HostError) as caught:
-        host.run(graph)
-    error = caught.value
-    assert not isinstance(error, Interrupted)
-    if not isinstance(error, PromptRejected):
-        assert "\n" not in str(error) and str(error).endswith("."), str(error)
-        assert error.exception_type.rpartition(".")[2] in ("ValueError", "FileNotFoundError", "CheckpointError")
-    return error
-
-
-def decode_pixels(host, outputs, node_id="image"):
-    """[H, W, 3] of a saved picture."""
-    picture = Image.open(io.BytesIO(host.view(**outputs[node_id]["images"][0]))).convert("RGB")
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
-
 
 # --- the same numbers as in Python -------------------------------------------------------------------------------
 
@@ -379,241 +323,6 @@ def test_dtypes(host, models, dtype):
     assert decode_pixels(host, outputs).shape == (56, 56, 3)
 
 
-# --- repainting --------------------------------------------------------------------------------------------------
-
-
-def masked(graph, latent, name="masked", width=112, height=84, x=0, y=0, w=None, h=None):
-    """A rectangle of ones on a mask of zeros, set on a latent with Set Latent Noise Mask."""
-    graph = dict(graph)
-    graph["zeros"] = node("SolidMask", value=0.0, width=width, height=height)
-    graph["ones"] = node("SolidMask", value=1.0, width=w or width, height=h or height)
-    graph["mask"] = node("MaskComposite", destination=["zeros", 0], source=["ones", 0], x=x, y=y, operation="add")
-    graph[name] = node("SetLatentNoiseMask", samples=[latent, 0], mask=["mask", 0])
-    return graph
-
-
-def changed(before, after):
-    """bool [B, h, w]: tokens that are not the same bits."""
-    return (before != after).any(dim=1)
-
-
-@pytest.mark.parametrize(
-    ("rectangle", "expected"),
-    [
-        ({"x": 28, "y": 28, "w": 28, "h": 28}, [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]),
-        ({"x": 27, "y": 50, "w": 2, "h": 34}, [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]),
-        ({"width": 4, "height": 3, "x": 2, "y": 0, "w": 1, "h": 2}, [[0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]),
-        ({"width": 224, "height": 168, "x": 0, "y": 0, "w": 57, "h": 1}, [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
-    ],
-    ids=["one cell", "touched cells", "mask of 4x3", "mask of twice the size"],
-)
-@pytest.mark.parametrize("name", [INTERN, QWEN])
-def test_only_masked_tokens_are_drawn(host, models, photo, name, rectangle, expected):
-    graph = repaint(masked(encoded(photo, name), "encode", **rectangle), "masked", model=name, tokens_per_step=2)
-    before, after = run_latent(host, graph, "encode", "draw")
-    assert torch.equal(changed(before, after)[0], torch.tensor(expected).bool())
-
-
-def test_repaint_is_pythons(host, python_models, photo):
-    graph = repaint(masked(encoded(photo), "encode", x=28, y=0, w=56, h=56), "masked", cfg=4.5)
-    before, after = run_latent(host, graph, "encode", "draw")
-    mask = torch.zeros(3, 4, dtype=torch.bool)
-    mask[:2, 1:3] = True
-    want = python_models[INTERN].generate(
-        "a photo of a cat",
-        height=84,
-        width=112,
-        seed=1,
-        latent=before,
-        mask=mask,
-        flow=vgt.FlowSettings(steps=2),
-    )
-    torch.testing.assert_close(after, want.cpu(), **STRICT)
-
-
-def test_mask_of_nothing_gives_the_latent_back(host, models, photo):
-    graph = masked(encoded(photo), "encode")
-    graph["ones"]["inputs"]["value"] = 0.0
-    before, after = run_latent(host, repaint(graph, "masked"), "encode", "draw")
-    assert torch.equal(before, after)
-    assert "the mask covers no token" in host.log()
-
-
-def test_mask_of_everything_is_plain_generation(host, models, photo):
-    graph = repaint(masked(encoded(photo), "encode"), "masked")
-    torch.testing.assert_close(run_latent(host, graph), run_latent(host, draw(width=112, height=84)), **STRICT)
-
-
-@pytest.mark.parametrize("denoise", [0.0, 0.25, 0.5])
-def test_denoise_is_the_share_drawn_anew(host, models, photo, denoise):
-    before, after = run_latent(host, repaint(encoded(photo), "encode", denoise=denoise), "encode", "draw")
-    assert changed(before, after).sum() == denoise * 12
-
-
-def test_denoise_within_a_mask(host, models, photo):
-    graph = masked(encoded(photo), "encode", w=56, h=56)
-    before, after = run_latent(host, repaint(graph, "masked", denoise=0.5), "encode", "draw")
-    where = changed(before, after)[0]
-    assert where.sum() == 2 and where[:2, :2].sum() == 2
-
-
-def test_every_image_of_a_batch_has_its_own_mask(host, models, photo):
-    graph = encoded(photo)
-    for index, x in enumerate((0, 56)):
-        graph = masked(graph, "encode", name=f"masked{index}", x=x, y=0, w=28, h=28)
-        graph[f"mask{index}"] = graph.pop("mask")
-        graph[f"mask{index}"]["inputs"]["x"] = x
-        graph[f"picture{index}"] = node("MaskToImage", mask=[f"mask{index}", 0])
-        graph[f"masked{index}"]["inputs"]["mask"] = [f"mask{index}", 0]
-    graph["pictures"] = node("ImageBatch", image1=["picture0", 0], image2=["picture1", 0])
-    graph["masks"] = node("ImageToMask", image=["pictures", 0], channel="red")
-    graph["repeat"] = node("RepeatLatentBatch", samples=["encode", 0], amount=2)
-    graph["masked"] = node("SetLatentNoiseMask", samples=["repeat", 0], mask=["masks", 0])
-    before, after = run_latent(host, repaint(graph, "masked"), "repeat", "draw")
-    assert changed(before, after).nonzero().tolist() == [[0, 0, 0], [1, 0, 2]]
-    # and image 1 is what it is alone
-    alone = {**graph, "one": node("LatentFromBatch", samples=["masked", 0], batch_index=1, length=1)}
-    torch.testing.assert_close(run_latent(host, repaint(alone, "one")), after[1:], **ALIKE)
-
-
-def test_vae_encode_for_inpainting(host, models, photo):
-    graph = masked(encoded(photo), "encode", x=28, y=28, w=28, h=28)
-    graph["inpaint"] = node(
-        "VAEEncodeForInpaint", pixels=["photo", 0], vae=["load", 1], mask=["mask", 0], grow_mask_by=0
-    )
-    before, after = run_latent(host, repaint(graph, "inpaint"), "inpaint", "draw")
-    assert changed(before, after).nonzero().tolist() == [[0, 1, 1]]
-
-
-def test_pad_image_for_outpainting(host, models, photo):
-    graph = encoded(photo)
-    graph["pad"] = node("ImagePadForOutpaint", image=["photo", 0], left=56, top=0, right=0, bottom=28, feathering=0)
-    # 56 and 28 are no multiples of 8, which is the interface's step only
-    graph["encode"]["inputs"]["image"] = ["pad", 0]
-    graph["masked"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["pad", 1])
-    before, after = run_latent(host, repaint(graph, "masked", tokens_per_step=4), "encode", "draw")
-    expected = torch.ones(4, 6, dtype=torch.bool)
-    expected[:3, 2:] = False
-    assert torch.equal(changed(before, after)[0], expected)
-
-
-def test_mask_follows_the_crop_of_the_image(host, models, tmp_path):
-    """An image of 80x70 loses 12 columns on each side and 7 rows: its mask must lose them too."""
-    Image.effect_noise((80, 70), 90).save(tmp_path / "odd.png")
-    graph = encoded((host.upload_image(tmp_path / "odd.png"),))
-    graph = masked(graph, "encode", width=80, height=70, x=38, y=0, w=2, h=7)  # just left of the middle, cut off above
-    before, after = run_latent(host, repaint(graph, "masked"), "encode", "draw")
-    assert not changed(before, after).any()
-    graph = masked(graph, "encode", width=80, height=70, x=38, y=7, w=2, h=1)
-    before, after = run_latent(host, repaint(graph, "masked"), "encode", "draw")
-    assert changed(before, after).nonzero().tolist() == [[0, 0, 0]]
-
-
-# --- bad input ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [NOT_A_CHECKPOINT, TRUNCATED, ANOTHER_MODEL])
-def test_bad_model_file(host, models, name):
-    error = fails(host, save_latent(draw(name)))
-    assert name in str(error) and error.node_type == "VGTLoader"
-
-
-def test_absent_model_is_rejected(host, models):
-    error = fails(host, save_latent(draw("absent.safetensors")))
-    assert "model" in str(error) and "absent.safetensors" in str(error)
-
-
-def test_tokenizer_only_model_cannot_draw(host, models, photo):
-    error = fails(host, save_latent(draw(TOKENIZER_ONLY)))
-    assert "tokenizer only" in str(error) and TOKENIZER_ONLY in str(error)
-    assert run_latent(host, encoded(photo, TOKENIZER_ONLY), "encode").shape == (1, 32, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("settings", "rejected", "says"),
-    [
-        ({"width": 57}, False, r"size is 57x56.* multiples of 28"),
-        ({"width": 476}, False, r"size is 476x56.* at most 448x448"),
-        ({"height": 1820}, True, "height"),
-        ({"width": 0}, True, "width"),
-        ({"batch_size": 0}, True, "batch_size"),
-        ({"tokens_per_step": 0}, True, "tokens_per_step"),
-        ({"flow": {"steps": 0}}, True, "steps"),
-        ({"flow": {"last_step": 1.0}}, True, "last_step"),
-        ({"cfg": "much"}, True, "cfg"),
-        ({"order": "backwards"}, None, "order"),
-        ({"seed": -1}, True, "seed"),
-        ({"prompt": "cat " * 6000}, False, r"prompt is \d+ tokens long"),
-        ({"negative_prompt": "cat " * 6000}, False, r"negative prompt is \d+ tokens long"),
-        ({"prompt": "cat " * 2030, "width": 448, "height": 448}, False, "shorten the prompt or draw a smaller image"),
-    ],
-    ids=lambda value: "-".join(value)[:20] if isinstance(value, dict) else "",
-)
-def test_bad_setting(host, models, settings, rejected, says):
-    error = fails(host, save_latent(draw(**settings)))
-    assert rejected in (None, isinstance(error, PromptRejected))
-    assert re.search(says, str(error)), str(error)
-    assert run_latent(host, draw()).shape == (1, 32, 2, 2)
-
-
-@pytest.mark.parametrize("prompt", ["", "  \n", "<|im_end|><img>", "\ud800 half a pair", "猫\0🐈" * 10])
-def test_any_text_is_a_prompt(host, models, prompt):
-    assert torch.isfinite(run_latent(host, draw(prompt=prompt, negative_prompt=prompt))).all()
-
-
-LATENTS = {
-    "four_channels": (torch.ones(1, 4, 8, 8), r"latent is \[1, 4, 8, 8\].*another model"),
-    "video": (torch.ones(1, 16, 2, 8, 8), r"latent is \[1, 16, 2, 8, 8\].*another model"),
-    "nan": (torch.full((1, 32, 2, 2), float("nan")), "latent holds NaN"),
-    "infinite": (torch.full((1, 32, 2, 2), float("inf")), "latent holds NaN"),
-}
-
-
-@pytest.mark.parametrize("kind", LATENTS)
-@pytest.mark.parametrize("where", ["VGTARSampler", "VGTDecode", "VAEDecode", "VAEDecodeTiled"])
-def test_bad_latent(host, models, kind, where):
-    samples, says = LATENTS[kind]
-    graph = {**upload_latent(host, samples, kind), **load()}
-    if where == "VGTARSampler":
-        graph = save_latent(repaint(graph, kind))
-    else:
-        tiles = {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
-        graph["decode"] = node(where, samples=[kind, 0], vae=["load", 1], **(tiles if where.endswith("Tiled") else {}))
-        graph = save_image(graph, "decode")
-    error = fails(host, graph)
-    assert re.search(says, str(error)), str(error)
-    assert error.node_type == where
-
-
-def test_empty_video_latent(host, models):
-    graph = {**upload_latent(host, torch.zeros(1, 16, 2, 8, 8), "empty_video"), **load()}
-    assert "still images" in str(fails(host, save_latent(repaint(graph, "empty_video"))))
-
-
-@pytest.mark.parametrize("where", ["VGTEncode", "VAEEncode"])
-def test_image_smaller_than_a_token(host, models, where):
-    graph = {**load(), "picture": node("EmptyImage", width=20, height=40, batch_size=1, color=0)}
-    inputs = {"image": ["picture", 0], "fit": "crop"} if where == "VGTEncode" else {"pixels": ["picture", 0]}
-    graph["encode"] = node(where, vae=["load", 1], **inputs)
-    error = fails(host, save_latent(graph, "encode"))
-    assert re.search(r"image is 20x40.*at least 28x28", str(error)), str(error)
-
-
-def test_model_file_deleted_while_loaded(host, models):
-    path = models / "deleted.safetensors"
-    path.write_bytes((models / INTERN).read_bytes())
-    first = run_latent(host, draw(path.name, dtype="bf16", seed=5))
-    kept = path.read_bytes()
-    path.unlink()
-    assert not torch.equal(run_latent(host, draw(path.name, dtype="bf16", seed=6)), first)  # the loaded one serves on
-    host.free()
-    error = fails(host, save_latent(draw(path.name, dtype="bf16", seed=7)))
-    assert "model" in str(error) and path.name in str(error)
-    path.write_bytes(kept)
-    assert torch.equal(run_latent(host, draw(path.name, dtype="bf16", seed=5)), first)
-    path.unlink()
-
-
 # --- previews ----------------------------------------------------------------------------------------------------
 
 
@@ -646,8 +355,6 @@ def test_previews_show_the_picture_at_most_twice_a_second(previewing_host):
         picture = Image.open(io.BytesIO(event.data["image"]))
         assert picture.size == (196, 112) and picture.format == "JPEG"
         assert event.data["node_id"] == "draw"
-    neutral = [(torch.tensor(list(Image.open(io.BytesIO(event.data["image"])).getdata())) - 128).abs().amax(1) < 3
-            for event in previews]  # fmt: skip
-    shares = [float(pixels.float().mean()) for pixels in neutral]
+    neutral = [(pixels_of(event.data["image"]).int() - 128).abs().amax(-1) < 3 for event in previews]
+    shares = [float(places.float().mean()) for places in neutral]
     assert shares[0] > shares[-1] or len(shares) == 1
-    print("previews", len(previews), "took", took, "neutral", shares)
