@@ -26,7 +26,7 @@ from vgt.training.data import DataError, open_data, open_held_out
 from vgt.training.generator import draw_times, flow_matching
 from vgt.training.latents import LatentDataset
 from vgt.training.optimiser import make_optimisers
-from vgt.training.sequence import query_states
+from vgt.training.sequence import opening_states, query_states
 from vgt.training.settings import Settings, TrainingError
 
 SCENES = {"kind": "scenes", "size": 56, "seed": 1, "length": 256}
@@ -87,7 +87,7 @@ def generator(base, tokenizer, **changes):
         "autoencoder": str(tokenizer / autoencoder_command.FILE),
         "data": {**SCENES, "count": 32},
         "generator": {"query_grid": 4, "flow_head": {"width": 32, "depth": 2}},
-        "objective": {"caption": 0.1, "repa": 0.1},
+        "objective": {"caption": 0.1, "repa": 0.1, "opening_steps": 1},
         "training": training(ema=0.9, **changes),
     }
 
@@ -287,7 +287,15 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
         hook.remove()
         orders = torch.tensor(order).expand(2, -1)
         states = query_states(generator, text, tokenizer.image_start, latents, orders, (2, 3))
+        opening = opening_states(generator, text, tokenizer.image_start, (2, 3), "cpu")
+        firsts = [
+            query_states(generator, text, tokenizer.image_start, latents, orders.roll(-shift, 1), (2, 3))[:, 0]
+            for shift in range(6)
+        ]
     assert torch.allclose(torch.cat(seen, dim=1), states, atol=1e-5)
+    # By place: order[shift] is the first of each roll.
+    assert torch.allclose(opening[:, order], torch.stack(firsts, dim=1), atol=1e-5)
+    assert not torch.allclose(opening[:, 0], opening[:, 1], atol=1e-2)
 
 
 def test_flow_matching_moves_from_noise_to_data():

@@ -13,7 +13,7 @@ from ..generation import Generator, generate
 from ..prompt import PromptTokenizer
 from .build import seeded
 from .captioning import Captioner, caption_loss
-from .sequence import in_steps, query_states
+from .sequence import in_steps, opening_states, query_states
 from .settings import Settings
 from .sheet import save_sheet
 from .trainer import Stage
@@ -35,6 +35,8 @@ class Objective:
     """Weight of the captioning loss, which keeps the language model a VLM's."""
     caption_share: float = 0.25
     """Share of the batch that captioning reads."""
+    opening_steps: int = 0
+    """Steps between two ordinary ones that learn the first token alone, at every place: there most is still open."""
     language_rate: float = 1.0
     """The language model's learning rate, as a multiple of that of the new parts."""
 
@@ -71,6 +73,7 @@ class GeneratorStage(Stage):
         self.captioner = Captioner(tokenizer_json) if objective.caption else None
         self.objective = objective
         self.dataset, self.settings, self.review_with = dataset, settings, review_with
+        self.opening = False
         self.auxiliary: nn.Module | None = None
         if objective.repa:
             width = generator.flow_head.width
@@ -89,6 +92,9 @@ class GeneratorStage(Stage):
             return [self.trained.language_model]
         return [self.trained.language_model, self.trained.flow_head]
 
+    def begin_step(self, step):
+        self.opening = step % (self.objective.opening_steps + 1) > 0
+
     def forward(self, batch, rng):
         objective, generator = self.objective, self.trained
         latents, captions, features = batch
@@ -103,8 +109,12 @@ class GeneratorStage(Stage):
         latents, features, captions = latents[rank], features[rank], [captions[index] for index in rank]
         kept = rows - int(dropped.sum())
         text = in_steps(self.tokenizer(captions[:kept], [None] * (rows - kept)))
-        order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
-        hidden = query_states(generator, text, self.tokenizer.image_start, latents, order, grid)
+        if self.opening:
+            order = torch.arange(tokens, device=device).expand(rows, -1)
+            hidden = opening_states(generator, text, self.tokenizer.image_start, grid, device)
+        else:
+            order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
+            hidden = query_states(generator, text, self.tokenizer.image_start, latents, order, grid)
 
         condition = generator.image_out_projector(hidden).flatten(0, 1).repeat(objective.draws, 1)
         x = latents.gather(1, order.unsqueeze(-1).expand_as(latents)).flatten(0, 1).repeat(objective.draws, 1)

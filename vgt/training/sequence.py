@@ -35,19 +35,42 @@ def query_states(
 
     Returns the hidden states after the final norm at q₁ … q_T, [B, T, D].
     """
-    device = latents.device
-    rows, tokens, _ = latents.shape
-    start = torch.tensor(image_start).expand(rows, -1)
-    words = generator.language_model.embed_tokens(torch.cat((text.ids, start), dim=1).to(device))
+    tokens, device = latents.shape[1], latents.device
+    words = _words(generator, text, image_start, device)
     places, queries = generator.position_queries(*grid, device=device)
     ordered = latents.gather(1, order.unsqueeze(-1).expand_as(latents))
     embedded = generator.image_in_projector(ordered) + places[order]
     image = torch.stack((queries[order].to(embedded.dtype), embedded), dim=2).flatten(1, 2)[:, :-1]
     embeds = torch.cat((words.to(image.dtype), image), dim=1)
     positions, seen = positions_and_mask(text.lengths, text.ids.shape[1], embeds.shape[1], device)
+    return _states(generator, embeds, positions, seen)[:, -2 * tokens + 1 :: 2]
+
+
+def opening_states(generator: Generator, text: TokenizedPrompts, image_start: list[int], grid, device) -> Tensor:
+    """What the language model says at `q₁` when nothing is drawn yet, for every place that may be the first.
+
+    All are asked in one pass: a query sees `text <img>` and itself, and has the position of `q₁`.
+
+    Returns the hidden states after the final norm, by token place, row-major: [B, T, D].
+    """
+    words = _words(generator, text, image_start, device)
+    first = words.shape[1]
+    queries = generator.position_queries(*grid, device=device)[1]
+    embeds = torch.cat((words, queries.to(words.dtype).expand(len(words), -1, -1)), dim=1)
+    positions, seen = positions_and_mask(text.lengths, text.ids.shape[1], embeds.shape[1], device)
+    positions[:, first:] = positions[:, first : first + 1].clone()
+    seen[:, :, first:, first:] = torch.eye(len(queries), dtype=torch.bool, device=device)
+    return _states(generator, embeds, positions, seen)[:, first:]
+
+
+def _words(generator: Generator, text: TokenizedPrompts, image_start: list[int], device) -> Tensor:
+    start = torch.tensor(image_start).expand(len(text.ids), -1)
+    return generator.language_model.embed_tokens(torch.cat((text.ids, start), dim=1).to(device))
+
+
+def _states(generator: Generator, embeds: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
     rotary = tuple(part.to(embeds.dtype) for part in rotary_table(generator.config.language, positions))
-    hidden = generator.language_model(embeds, rotary, None, mask=seen)
-    return hidden[:, -2 * tokens + 1 :: 2]
+    return generator.language_model(embeds, rotary, None, mask=seen)
 
 
 def positions_and_mask(lengths, padded: int, inputs: int, device) -> tuple[Tensor, Tensor]:

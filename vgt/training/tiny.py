@@ -15,7 +15,9 @@ _STAGES = (
     ("autoencoder", "tiny-autoencoder-1"),
     ("autoencoder", "tiny-autoencoder-2"),
     ("autoencoder", "tiny-autoencoder-3"),
-    ("generator", "tiny-generator"),
+    ("generator", "tiny-generator-1"),
+    ("generator", "tiny-generator-2"),
+    ("generator", "tiny-generator-3"),
 )
 
 
