@@ -17,7 +17,6 @@ _STAGES = (
     ("autoencoder", "tiny-autoencoder-3"),
     ("generator", "tiny-generator-1"),
     ("generator", "tiny-generator-2"),
-    ("generator", "tiny-generator-3"),
 )
 
 
