@@ -100,7 +100,7 @@ def converge(label: str, autoencoder, config, base, folder: Path, settings: Sett
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vgt.training.convergence", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vgt.evaluation.convergence", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of `train tiny`")
     folder = parser.parse_args().folder
     start_processes()
