@@ -282,6 +282,7 @@ def test_sweeps_results_and_curves(tmp_path, monkeypatch):
         f"{d}, {g} groups" for d in ("published", "training-consistent") for g in ("uniform", "growing")
     }
     assert all([x for x, _ in points] == [1, 4] for points in curves.values())
+    assert "one, step 7 |" in results.markdown([{**found[0], "label": "one", "training_step": 7}])
     assert results.lines([{**found[0], "training_step": 7}], "training_step") == {"": [(7, found[0]["score"])]}
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match="other"):

@@ -54,7 +54,7 @@ def markdown(results: Sequence[dict]) -> str:
         keys = ("tokens_per_step", "decoding", "grouping", "steps", "cfg")
         rows = [
             [
-                result.get("label") or result["file"],
+                _name(result),
                 *(result["settings"][key] for key in keys),
                 result["count"],
                 *(f"{result['categories'][category]['score']:.2f}" for category in CATEGORIES),
@@ -67,7 +67,7 @@ def markdown(results: Sequence[dict]) -> str:
     if reconstructions:
         rows = [
             [
-                result.get("label") or result["file"],
+                _name(result),
                 result["count"],
                 f"{result['psnr']:.2f}",
                 f"{result['ssim']:.4f}",
@@ -77,6 +77,11 @@ def markdown(results: Sequence[dict]) -> str:
         ]
         parts.append(_table(["result", "images", "PSNR (dB)", "SSIM", "rFID"], rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _name(result: dict) -> str:
+    name = result.get("label") or result["file"]
+    return f"{name}, step {result['training_step']}" if result.get("training_step") else name
 
 
 def plot(results: Sequence[dict], axis: str, path: Path) -> None:
