@@ -8,20 +8,29 @@ import time
 import torch
 
 
-def in_turn(device: torch.device, runs: int, **contenders) -> dict[str, float]:
-    """Median seconds of each contender (a function without arguments) over `runs` rounds, A B A B …, after one warm-up.
+ENOUGH = 6.0
+"""Seconds after which no further round begins: short work is timed more often, since it varies more."""
+MOST_ROUNDS = 25
 
-    Taking turns keeps a drifting machine from favouring one of them.
+
+def in_turn(device: torch.device, runs: int, **contenders) -> dict[str, float]:
+    """Median seconds of each contender (a function without arguments) over rounds A B A B …, after one warm-up.
+
+    Taking turns keeps a drifting machine from favouring one of them. `runs` rounds at least; further ones, up to
+    MOST_ROUNDS, while all together took less than ENOUGH seconds.
     """
     seconds = {name: [] for name in contenders}
-    for round_ in range(runs + 1):
+    rounds, spent = -1, 0.0
+    while rounds < runs or (rounds < MOST_ROUNDS and spent < ENOUGH):
         for name, work in contenders.items():
             finish(device)
             began = time.perf_counter()
             work()
             finish(device)
-            if round_:
+            if rounds >= 0:
                 seconds[name].append(time.perf_counter() - began)
+                spent += seconds[name][-1]
+        rounds += 1
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
