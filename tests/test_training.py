@@ -26,7 +26,7 @@ from vgt.training.data import DataError, open_data, open_held_out
 from vgt.training.generator import draw_times, flow_matching
 from vgt.training.latents import LatentDataset
 from vgt.training.optimiser import make_optimisers
-from vgt.training.sequence import opening_states, query_states
+from vgt.training.sequence import next_states, query_states
 from vgt.training.settings import Settings, TrainingError
 
 SCENES = {"kind": "scenes", "size": 56, "seed": 1, "length": 256}
@@ -87,7 +87,7 @@ def generator(base, tokenizer, **changes):
         "autoencoder": str(tokenizer / autoencoder_command.FILE),
         "data": {**SCENES, "count": 32},
         "generator": {"query_grid": 4, "flow_head": {"width": 32, "depth": 2}},
-        "objective": {"caption": 0.1, "repa": 0.1, "opening_steps": 1},
+        "objective": {"caption": 0.1, "repa": 0.1, "openings": [0, 2]},
         "training": training(ema=0.9, **changes),
     }
 
@@ -205,6 +205,12 @@ def test_resume_from_another_configuration_is_refused(base, tmp_path):
     captioner_command.run(captioner(steps=4, log_every=3), tmp_path, 2)
 
 
+def test_openings_past_the_picture_are_refused(base, tokenizer, tmp_path):
+    config = generator(base, tokenizer, steps=2)
+    with pytest.raises(TrainingError, match=r"objective.openings is \[0, 4\]; of 4 tokens 0 to 3 can be drawn"):
+        generator_command.run({**config, "objective": {"openings": [0, 4]}}, tmp_path, None)
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(base, tmp_path, monkeypatch):
     from vgt.training import captioner_stage
 
@@ -287,15 +293,22 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
         hook.remove()
         orders = torch.tensor(order).expand(2, -1)
         states = query_states(generator, text, tokenizer.image_start, latents, orders, (2, 3))
-        opening = opening_states(generator, text, tokenizer.image_start, (2, 3), "cpu")
-        firsts = [
-            query_states(generator, text, tokenizer.image_start, latents, orders.roll(-shift, 1), (2, 3))[:, 0]
-            for shift in range(6)
-        ]
+        nexts = {
+            drawn: next_states(generator, text, tokenizer.image_start, latents, orders, drawn, (2, 3))
+            for drawn in (0, 2)
+        }
+        # The same, asked one place at a time: each of those left comes next in an order of its own.
+        singly = {
+            drawn: [
+                query_states(generator, text, tokenizer.image_start, latents, torch.tensor(own).expand(2, -1), (2, 3))
+                for own in (order[:drawn] + order[at:] + order[drawn:at] for at in range(drawn, 6))
+            ]
+            for drawn in nexts
+        }
     assert torch.allclose(torch.cat(seen, dim=1), states, atol=1e-5)
-    # By place: order[shift] is the first of each roll.
-    assert torch.allclose(opening[:, order], torch.stack(firsts, dim=1), atol=1e-5)
-    assert not torch.allclose(opening[:, 0], opening[:, 1], atol=1e-2)
+    for drawn, states in nexts.items():
+        assert torch.allclose(states, torch.stack([own[:, drawn] for own in singly[drawn]], dim=1), atol=1e-5)
+        assert not torch.allclose(states[:, 0], states[:, 1], atol=1e-2)
 
 
 def test_flow_matching_moves_from_noise_to_data():

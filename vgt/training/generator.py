@@ -13,8 +13,8 @@ from ..generation import Generator, generate
 from ..prompt import PromptTokenizer
 from .build import seeded
 from .captioning import Captioner, caption_loss
-from .sequence import in_steps, opening_states, query_states
-from .settings import Settings
+from .sequence import in_steps, next_states, query_states
+from .settings import Settings, TrainingError
 from .sheet import save_sheet
 from .trainer import Stage
 
@@ -35,8 +35,9 @@ class Objective:
     """Weight of the captioning loss, which keeps the language model a VLM's."""
     caption_share: float = 0.25
     """Share of the batch that captioning reads."""
-    opening_steps: int = 0
-    """Steps between two ordinary ones that learn the first token alone, at every place: there most is still open."""
+    openings: tuple[int, ...] = ()
+    """Steps between two ordinary ones, each with so many tokens drawn, that learn the next token at every place that is
+    left: the first few tokens decide what the rest follows."""
     language_rate: float = 1.0
     """The language model's learning rate, as a multiple of that of the new parts."""
 
@@ -66,14 +67,22 @@ class GeneratorStage(Stage):
         settings: Settings,
         review_with=None,
     ):
-        """dataset: a `LatentDataset`, with features for REPA and captioning. review_with: see `Review`."""
+        """dataset: a `LatentDataset`, with features for REPA and captioning. review_with: see `Review`.
+
+        Raises TrainingError when `objective.openings` draws more tokens than a picture has.
+        """
         super().__init__()
+        tokens = dataset[0][0][0].numel()
+        if not all(0 <= drawn < tokens for drawn in objective.openings):
+            raise TrainingError(
+                f"objective.openings is {list(objective.openings)}; of {tokens} tokens 0 to {tokens - 1} can be drawn."
+            )
         self.trained = generator
         self.tokenizer = PromptTokenizer(tokenizer_json, pad_token)
         self.captioner = Captioner(tokenizer_json) if objective.caption else None
         self.objective = objective
         self.dataset, self.settings, self.review_with = dataset, settings, review_with
-        self.opening = False
+        self.drawn: int | None = None
         self.auxiliary: nn.Module | None = None
         if objective.repa:
             width = generator.flow_head.width
@@ -93,7 +102,7 @@ class GeneratorStage(Stage):
         return [self.trained.language_model, self.trained.flow_head]
 
     def begin_step(self, step):
-        self.opening = step % (self.objective.opening_steps + 1) > 0
+        self.drawn = (None, *self.objective.openings)[step % (len(self.objective.openings) + 1)]
 
     def forward(self, batch, rng):
         objective, generator = self.objective, self.trained
@@ -109,15 +118,19 @@ class GeneratorStage(Stage):
         latents, features, captions = latents[rank], features[rank], [captions[index] for index in rank]
         kept = rows - int(dropped.sum())
         text = in_steps(self.tokenizer(captions[:kept], [None] * (rows - kept)))
-        if self.opening:
-            order = torch.arange(tokens, device=device).expand(rows, -1)
-            hidden = opening_states(generator, text, self.tokenizer.image_start, grid, device)
-        else:
-            order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
+        order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
+        if self.drawn is None:
             hidden = query_states(generator, text, self.tokenizer.image_start, latents, order, grid)
+        else:
+            hidden = next_states(generator, text, self.tokenizer.image_start, latents, order, self.drawn, grid)
+            order = order[:, self.drawn :]
 
         condition = generator.image_out_projector(hidden).flatten(0, 1).repeat(objective.draws, 1)
-        x = latents.gather(1, order.unsqueeze(-1).expand_as(latents)).flatten(0, 1).repeat(objective.draws, 1)
+        x = (
+            latents.gather(1, order.unsqueeze(-1).expand(-1, -1, latents.shape[2]))
+            .flatten(0, 1)
+            .repeat(objective.draws, 1)
+        )
         noise = torch.randn(x.shape, generator=rng).to(x)
         t = draw_times(len(x), objective.shift, rng).to(x)
         x_t, velocity = flow_matching(x, noise, t)
@@ -128,7 +141,7 @@ class GeneratorStage(Stage):
         loss = losses["flow"]
         if hook is not None:
             hook.remove()
-            wanted = features.gather(1, order.unsqueeze(-1).expand_as(features)).flatten(0, 1)
+            wanted = features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[2])).flatten(0, 1)
             likeness = F.cosine_similarity(self.auxiliary(half[0]), wanted.repeat(objective.draws, 1), dim=-1)
             losses["repa"] = 1 - likeness.float().mean()
             loss = loss + objective.repa * losses["repa"]

@@ -37,30 +37,46 @@ def query_states(
     """
     tokens, device = latents.shape[1], latents.device
     words = _words(generator, text, image_start, device)
-    places, queries = generator.position_queries(*grid, device=device)
-    ordered = latents.gather(1, order.unsqueeze(-1).expand_as(latents))
-    embedded = generator.image_in_projector(ordered) + places[order]
-    image = torch.stack((queries[order].to(embedded.dtype), embedded), dim=2).flatten(1, 2)[:, :-1]
+    image = _image(generator, latents, order, grid)[:, :-1]
     embeds = torch.cat((words.to(image.dtype), image), dim=1)
     positions, seen = positions_and_mask(text.lengths, text.ids.shape[1], embeds.shape[1], device)
     return _states(generator, embeds, positions, seen)[:, -2 * tokens + 1 :: 2]
 
 
-def opening_states(generator: Generator, text: TokenizedPrompts, image_start: list[int], grid, device) -> Tensor:
-    """What the language model says at `q₁` when nothing is drawn yet, for every place that may be the first.
+def next_states(
+    generator: Generator,
+    text: TokenizedPrompts,
+    image_start: list[int],
+    latents: Tensor,
+    order: Tensor,
+    drawn: int,
+    grid,
+) -> Tensor:
+    """What the language model says at `q` of the next token when `drawn` are there, for every place that it may be at.
 
-    All are asked in one pass: a query sees `text <img>` and itself, and has the position of `q₁`.
+    All are asked in one pass after `text <img> q₁ l₁ … q_drawn l_drawn`: each query sees that and itself, and has the
+    position of the next. Arguments as for `query_states`.
 
-    Returns the hidden states after the final norm, by token place, row-major: [B, T, D].
+    Returns the hidden states after the final norm for the places order[:, drawn:], [B, T - drawn, D].
     """
+    device = latents.device
     words = _words(generator, text, image_start, device)
-    first = words.shape[1]
-    queries = generator.position_queries(*grid, device=device)[1]
-    embeds = torch.cat((words, queries.to(words.dtype).expand(len(words), -1, -1)), dim=1)
+    known = _image(generator, latents, order[:, :drawn], grid)
+    queries = generator.position_queries(*grid, device=device)[1][order[:, drawn:]]
+    embeds = torch.cat((words.to(known.dtype), known, queries.to(known.dtype)), dim=1)
     positions, seen = positions_and_mask(text.lengths, text.ids.shape[1], embeds.shape[1], device)
+    first = words.shape[1] + known.shape[1]
     positions[:, first:] = positions[:, first : first + 1].clone()
-    seen[:, :, first:, first:] = torch.eye(len(queries), dtype=torch.bool, device=device)
+    seen[:, :, first:, first:] = torch.eye(queries.shape[1], dtype=torch.bool, device=device)
     return _states(generator, embeds, positions, seen)[:, first:]
+
+
+def _image(generator: Generator, latents: Tensor, order: Tensor, grid) -> Tensor:
+    """Query and latent of each place of `order` in turn, [B, 2 N, D]."""
+    places, queries = generator.position_queries(*grid, device=latents.device)
+    ordered = latents.gather(1, order.unsqueeze(-1).expand(-1, -1, latents.shape[2]))
+    embedded = generator.image_in_projector(ordered) + places[order]
+    return torch.stack((queries[order].to(embedded.dtype), embedded), dim=2).flatten(1, 2)
 
 
 def _words(generator: Generator, text: TokenizedPrompts, image_start: list[int], device) -> Tensor:
