@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], help="all but `full` by default; on CUDA all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
-    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=1, help="rounds at least; short work is timed more often")
     parser.add_argument(
         "--save", metavar="NAME", help=f"keep the figures and rewrite {RESULTS.name} from all that are kept"
     )

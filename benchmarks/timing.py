@@ -7,7 +7,6 @@ import time
 
 import torch
 
-
 ENOUGH = 6.0
 """Seconds after which no further round begins: short work is timed more often, since it varies more."""
 MOST_ROUNDS = 25

@@ -37,7 +37,7 @@ def test_the_plain_flow_head_gives_the_same_latents():
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_baseline():
-    ours, theirs = bfloat16_errors(torch.device("cpu"), range(8))
+    ours, theirs = bfloat16_errors(torch.device("cpu"), range(3))
     assert 0 < ours < 1.2 * theirs
 
 

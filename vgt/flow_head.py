@@ -96,9 +96,9 @@ class FlowHead(nn.Module):
         Scales come with their 1 added.
         """
         modulations = self.modulation(F.silu(time + condition)).unflatten(-1, (-1, self.width))
-        scales = torch.arange(modulations.shape[-2], device=modulations.device) % 3 == 1
-        # Added to all: autograd copies the whole for every slice that is written to.
-        return modulations.add_(scales[:, None])
+        with torch.no_grad():  # a constant leaves the gradient as it is; autograd would copy all that is written into
+            modulations[..., 1::3, :] += 1
+        return modulations
 
     def velocity(self, x: Tensor, modulations: Tensor) -> Tensor:
         """x [N, 32], modulations [N, 3 * depth + 2, width] → velocity [N, 32]. The part that depends on x."""
