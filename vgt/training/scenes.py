@@ -27,7 +27,7 @@ __all__ += ["render", "sample_scene"]
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's, in its order and spelling."""
 # In training: two coloured things at once are learnt last, so they are shown more often.
-_SHARES = (2, 2, 2, 2, 3, 5)
+_SHARES = (2, 2, 2, 2, 3, 11)
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 COLOURS = {
