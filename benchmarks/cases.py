@@ -143,8 +143,7 @@ def length(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]
             if round_:
                 seconds[name].append((ends[-1] - ends[0]) / (len(ends) - 1))
     ratio = statistics.median(seconds["late"]) / statistics.median(seconds["early"])
-    note = f"The last 16 tokens of a picture of 256 take {ratio:.2f} times as long as the first 16 (448x448)."
-    yield Row("", {}, note=note)
+    yield Row("", {}, note=f"The last 16 tokens of 256 take {ratio:.2f} times as long as those of a picture of 16.")
 
 
 def precision(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:

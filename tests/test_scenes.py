@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from vgt.training import scenes
+from vgt.training.caption_truth import judge
 from vgt.training.captions import describe
 from vgt.training.scenes import CATEGORIES, Item, Request, ScenesDataset, export, held_out, render, sample_scene
 
@@ -138,3 +139,12 @@ def test_bad_arguments():
         sample_scene(random.Random(0), category="colours")
     with pytest.raises(IndexError):
         ScenesDataset(56, length=3)[3]
+
+
+def test_captions_are_judged():
+    dataset = ScenesDataset(56, seed=9, split="test", length=200)
+    for index in range(200):
+        scene, _, caption = dataset.scene(index)
+        assert judge(caption, scene)["true"], (caption, scene)
+    others = [dataset.scene(index)[2] for index in range(200)]
+    assert sum(judge(others[index - 1], dataset.scene(index)[0])["true"] for index in range(200)) < 20

@@ -126,11 +126,7 @@ class GeneratorStage(Stage):
             order = order[:, self.drawn :]
 
         condition = generator.image_out_projector(hidden).flatten(0, 1).repeat(objective.draws, 1)
-        x = (
-            latents.gather(1, order.unsqueeze(-1).expand(-1, -1, latents.shape[2]))
-            .flatten(0, 1)
-            .repeat(objective.draws, 1)
-        )
+        x = torch.take_along_dim(latents, order[..., None], 1).flatten(0, 1).repeat(objective.draws, 1)
         noise = torch.randn(x.shape, generator=rng).to(x)
         t = draw_times(len(x), objective.shift, rng).to(x)
         x_t, velocity = flow_matching(x, noise, t)
@@ -141,7 +137,7 @@ class GeneratorStage(Stage):
         loss = losses["flow"]
         if hook is not None:
             hook.remove()
-            wanted = features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[2])).flatten(0, 1)
+            wanted = torch.take_along_dim(features, order[..., None], 1).flatten(0, 1)
             likeness = F.cosine_similarity(self.auxiliary(half[0]), wanted.repeat(objective.draws, 1), dim=-1)
             losses["repa"] = 1 - likeness.float().mean()
             loss = loss + objective.repa * losses["repa"]

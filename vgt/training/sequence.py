@@ -74,7 +74,7 @@ def next_states(
 def _image(generator: Generator, latents: Tensor, order: Tensor, grid) -> Tensor:
     """Query and latent of each place of `order` in turn, [B, 2 N, D]."""
     places, queries = generator.position_queries(*grid, device=latents.device)
-    ordered = latents.gather(1, order.unsqueeze(-1).expand(-1, -1, latents.shape[2]))
+    ordered = torch.take_along_dim(latents, order[..., None], 1)
     embedded = generator.image_in_projector(ordered) + places[order]
     return torch.stack((queries[order].to(embedded.dtype), embedded), dim=2).flatten(1, 2)
 
