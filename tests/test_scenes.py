@@ -69,6 +69,13 @@ def test_a_test_scene_holds_just_the_combination_its_category_is_about():
         assert any(one in text and other in text for text in seen["position"]), (one, relation, other)
 
 
+def test_captions_name_things_in_reading_order_unless_they_say_where(train):
+    open_ = [s.objects for s, _, _ in train if len(s.request.items) == 2 and s.request.relation is None]
+    assert all(max(other.x - one.x, other.y - one.y) > 0.3 for one, other in open_)
+    beside = sum(other.x - one.x > 0.3 for one, other in open_)
+    assert 0.4 < beside / len(open_) < 0.6
+
+
 def test_objects_lie_apart_and_within_the_picture(train):
     for scene, _, _ in train[:2000]:
         boxes = [(t.x - t.size / 2, t.y - t.size / 2, t.x + t.size / 2, t.y + t.size / 2) for t in scene.objects]
