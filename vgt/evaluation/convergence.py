@@ -40,7 +40,7 @@ PROMPTS = 120
 # As VGT-Tiny's tokenizer: in float32 and by AdamW. In bfloat16 the compiled pixel decoder's loss is not finite.
 TOKENIZER = Settings(1500, 16, 1e-3, warmup=50, weight_decay=1e-4, seed=3, save_every=500, compile=True)
 GENERATOR = Settings(
-    700, 64, 2e-3, warmup=50, weight_decay=0.02, ema=0.99, seed=5, sheet_every=100, dtype="bfloat16", compile=True,
+    1200, 64, 2e-3, warmup=50, weight_decay=0.02, ema=0.99, seed=5, sheet_every=100, dtype="bfloat16", compile=True,
     muon=True,
 )  # fmt: skip
 
