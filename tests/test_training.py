@@ -378,7 +378,7 @@ def test_webdataset_shards_train_a_tokenizer_and_a_generator(base, tmp_path):
     with pytest.raises(TrainingError, match="lacks count"):
         generator_command.run(config, tmp_path / "generator", None)
     generator_command.run({**config, "data": {**shards, "count": 16}}, tmp_path / "generator", None)
-    captions = LatentDataset(tmp_path / "generator" / "latents.safetensors").captions
+    captions = LatentDataset(tmp_path / "generator" / "latents").captions
     assert sorted(captions) == sorted(scenes[index][1] for index in range(16))
     with pytest.raises(DataError, match=r"held_out.kind is 'webdataset'"):
         open_held_out(shards, captions=True)

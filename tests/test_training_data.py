@@ -1,9 +1,12 @@
-"""Pictures with captions: folders, lists, the order of an epoch, and what is said of unusable ones."""
+"""Pictures with captions: folders, lists, shards, the order of an epoch, what is said of unusable ones; latents."""
 
 import pytest
+import torch
 from PIL import Image
 
-from vgt.training.data import DataError, EndlessShuffle, open_data
+from vgt.training import latents
+from vgt.training.data import DataError, EndlessShuffle, batches, open_data, read
+from vgt.training.settings import TrainingError
 
 
 def test_every_epoch_has_each_item_once_and_processes_share_them():
@@ -54,3 +57,95 @@ def test_unusable_data_is_named(tmp_path):
         open_data(folder_data(tmp_path), captions=True)
     with pytest.raises(DataError, match="must be a multiple of 28"):
         open_data({"kind": "scenes", "size": 100}, captions=True)
+
+
+def write_shards(folder, samples):
+    """`samples` captions, two to a shard, each with a picture."""
+    webdataset = pytest.importorskip("webdataset")
+    for shard in range(0, len(samples), 2):
+        with webdataset.TarWriter(str(folder / f"shard-{shard // 2}.tar")) as tar:
+            for index, caption in enumerate(samples[shard : shard + 2], start=shard):
+                pixels = torch.full((30, 40, 3), index * 0.1).numpy()
+                tar.write({"__key__": f"{index}", "png": pixels, "txt": caption})
+    return {"kind": "webdataset", "size": 28, "path": str(folder / f"shard-{{0..{len(samples) // 2 - 1}}}.tar")}
+
+
+def test_shards_go_on_for_ever_in_another_order_every_epoch(tmp_path):
+    dataset = open_data(write_shards(tmp_path, list("abcdefgh")), captions=True)
+    assert sorted(caption for _, caption in dataset) == list("abcdefgh")
+    for workers in (0, 2):
+        feed = batches(dataset, 4, seed=0, first=0, rank=0, world=1, workers=workers)
+        seen = [caption for _, (_, captions) in zip(range(6), feed) for caption in captions]
+        epochs = [seen[:8], seen[8:16], seen[16:]]
+        assert all(sorted(epoch) == list("abcdefgh") for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_unusable_shards_are_named_also_by_the_processes_that_read(tmp_path):
+    shards = write_shards(tmp_path, list("abcd"))
+    with pytest.raises(DataError, match=r"There is no shard .*shard-2.tar"):
+        open_data({**shards, "path": str(tmp_path / "shard-{0..2}.tar")}, captions=True)
+    with pytest.raises(DataError, match=r"There are 2 shards for 3 reading processes"):
+        next(read(open_data(shards, captions=True), 2, workers=3))
+    (tmp_path / "shard-1.tar").write_bytes(b"no archive" * 100)
+    with pytest.raises(DataError, match=r"^A shard cannot be read \(.*shard-1.tar.*\); replace or remove it.$"):
+        list(read(open_data(shards, captions=True), 2, workers=1))
+
+
+class Encoder(torch.nn.Module):
+    """Stands for a tokenizer: a latent that is the picture's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(32))
+        self.encoded = 0
+
+    def semantic_features(self, pixels):
+        self.encoded += len(pixels)
+        return pixels.mean((1, 2, 3))[:, None, None].expand(-1, 1, 32)
+
+    def project(self, features):
+        return features * self.weight + torch.arange(32.0)
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    monkeypatch.setattr(latents, "BATCH", 2)
+    monkeypatch.setattr(latents, "CHUNK", 4)
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_encoding_goes_on_where_it_stopped(kind, tmp_path, small_files):
+    captions = list("abcdefghij")
+    if kind == "folder":
+        for index, caption in enumerate(captions):
+            Image.new("RGB", (28, 28), (index * 25,) * 3).save(tmp_path / f"{caption}.png")
+            (tmp_path / f"{caption}.txt").write_text(caption)
+        data = folder_data(tmp_path)
+    else:
+        data = write_shards(tmp_path, captions)
+
+    def encode(folder, encoder, data=data, count=10):
+        dataset = open_data(data, captions=True)
+        return latents.cached_latents(folder, dataset, encoder, data, count, "cpu", features=True)
+
+    whole = encode(tmp_path / "whole", Encoder())
+    assert sorted(whole.captions) == captions
+    for index in range(10):
+        _, caption, features = whole[index]
+        shade = captions.index(caption) * (25 / 255 if kind == "folder" else 0.1)
+        assert features.mean() == pytest.approx(shade, abs=0.01)
+    encode(tmp_path / "parts", Encoder())
+    (tmp_path / "parts" / "000001.safetensors").unlink()
+    again = Encoder()
+    parts = encode(tmp_path / "parts", again)
+    assert again.encoded == 4
+    assert parts.captions == whole.captions
+    assert all(torch.equal(parts[index][0], whole[index][0]) for index in range(10))
+
+    other = Encoder()
+    other.weight.data[3] = 2
+    with pytest.raises(TrainingError, match="holds latents of another tokenizer or other data"):
+        encode(tmp_path / "parts", other)
+    with pytest.raises(TrainingError, match=r"data.count is 11, but (there are|the shards of process 1 of 1 hold) 10 "):
+        encode(tmp_path / "eleven", Encoder(), count=11)

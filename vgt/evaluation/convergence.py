@@ -90,9 +90,8 @@ def converge(label: str, autoencoder, config, base, folder: Path, settings: Sett
         return {"score": result["score"]}
 
     data = ScenesDataset(SIZE, 5)
-    latents = cached_latents(
-        folder / "latents.safetensors", data, autoencoder, {"of": label}, PICTURES, "cpu", features=False
-    )
+    about = {"kind": "scenes", "size": SIZE, "seed": 5}
+    latents = cached_latents(folder / "latents", data, autoencoder, about, PICTURES, "cpu", features=False)
     generator = new_generator(sizes, base.family, settings.seed)
     generator.language_model.load_state_dict(base.language_state)
     stage = GeneratorStage(generator, base.tokenizer_json, base.pad_token, Objective(), latents, settings, review)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import random
+import tarfile
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch.distributed as dist
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
@@ -24,9 +27,17 @@ class DataError(ValueError):
     """The training data cannot be used; the message names the file."""
 
 
-def fit(image: Image.Image, size: int) -> Tensor:
-    """The middle square of a picture at size x size pixels: float32 [3, size, size] in [0, 1]."""
-    image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+def fit(file, size: int, name: str | Path) -> Tensor:
+    """The middle square of a picture file at size x size pixels: float32 [3, size, size] in [0, 1].
+
+    Raises DataError with `name` when it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            image = ImageOps.exif_transpose(image).convert("RGB")
+            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    except Exception as error:  # Pillow raises SyntaxError for some damage, and errors of its own
+        raise DataError(f"{name} cannot be read as a picture ({error}); replace or remove it.") from error
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3)
     return pixels.movedim(-1, 0).float() / 255
 
@@ -36,7 +47,7 @@ class FolderDataset(Dataset):
 
     Captions come from NAME.txt beside each picture, or from `captions.jsonl`, or another single .jsonl of the folder,
     whose lines hold `image` (a path in the folder) and `caption`. Raises DataError when there are no pictures, or a
-    picture without a caption where `captions` asks for them, or a caption without its picture.
+    picture without a caption where `captions` asks for them, or a caption without its picture, or several lists.
     """
 
     def __init__(self, folder: str | Path, size: int, captions: bool = True):
@@ -45,7 +56,11 @@ class FolderDataset(Dataset):
             raise DataError(f"There is no folder {self.folder}; set data.path to the folder of pictures.")
         lists = sorted(self.folder.glob("*.jsonl"))
         if len(lists) > 1:
-            lists = [path for path in lists if path.name == "captions.jsonl"] or lists
+            lists = [path for path in lists if path.name == "captions.jsonl"]
+            if not lists:
+                raise DataError(
+                    f"{self.folder} holds several .jsonl files; name the one with the captions captions.jsonl."
+                )
         pictures = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in _PICTURES)
         if lists:
             self.items = self._from_list(lists[0])
@@ -59,17 +74,18 @@ class FolderDataset(Dataset):
             raise DataError(f"{self.folder} holds no pictures; VGT reads {', '.join(sorted(_PICTURES))}.")
         bare = next((path for path, caption in self.items if not caption), None)
         if captions and bare is not None:
-            raise DataError(f"{bare} has no caption; write it into {bare.with_suffix('.txt').name} beside it.")
+            place = lists[0] if lists else f"{bare.with_suffix('.txt').name} beside it"
+            raise DataError(f"{bare} has no caption; write it into {place}.")
 
     def _from_list(self, path: Path) -> list[tuple[Path, str]]:
         items = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(_text(path).split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
-                item = self.folder / entry["image"], str(entry["caption"]).strip()
-            except (ValueError, KeyError, TypeError) as error:
+                item = self.folder / entry["image"], entry["caption"].strip()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f'{path}, line {number}, must be {{"image": …, "caption": …}} ({error}).') from error
             if not item[0].is_file():
                 raise DataError(f"{path}, line {number}, is a caption without its picture {entry['image']}.")
@@ -81,44 +97,73 @@ class FolderDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         path, caption = self.items[index]
-        try:
-            with Image.open(path) as image:
-                return fit(image, self.size), caption
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read as a picture ({error}); replace or remove it.") from error
+        return fit(path, self.size, path), caption
 
 
 def _caption_beside(path: Path) -> str:
     text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+    return _text(text).strip() if text.is_file() else ""
 
 
-def _shards(urls: str, size: int, captions: bool, seed: int):
-    """Samples of WebDataset shards, shuffled, without end: each holds a picture and, under `txt`, its caption."""
+def _text(path: Path) -> str:
     try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}); save it as such.") from error
+
+
+@dataclass
+class ShardDataset(IterableDataset):
+    """WebDataset shards as a stream of (pixels, caption), shuffled; a sample holds a picture and, as `txt`, a caption.
+
+    Every process, and every worker that reads for it, has shards of its own, others in every epoch. Raises DataError.
+    """
+
+    shards: list[str]
+    size: int
+    captions: bool
+    seed: int
+    endless: bool = False
+    """Go on with another epoch at the end."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, str]]:
         import webdataset
+
+        for epoch in count() if self.endless else (0,):
+            rng = random.Random(f"{self.seed} {epoch}")
+            shards = rng.sample(self.shards, len(self.shards))
+            samples = webdataset.WebDataset(shards, shardshuffle=False, nodesplitter=webdataset.split_by_node)
+            try:
+                yield from samples.shuffle(1000, rng=rng).map(self._decode)
+            except DataError:
+                raise
+            except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+                raise DataError(f"A shard cannot be read ({error}); replace or remove it.") from error
+
+    def _decode(self, sample: dict) -> tuple[Tensor, str]:
+        name = f"{sample['__key__']} of {sample['__url__']}"
+        extension = next((key for key in sample if f".{key.lower()}" in _PICTURES), None)
+        if extension is None or (self.captions and "txt" not in sample):
+            missing = "picture" if extension is None else "caption (.txt)"
+            raise DataError(f"Sample {name} has no {missing}.")
+        try:
+            caption = sample.get("txt", b"").decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"The caption of {name} is not UTF-8 text ({error}).") from error
+        return fit(io.BytesIO(sample[extension]), self.size, name), caption
+
+
+def _open_shards(path: str, size: int, captions: bool, seed: int) -> ShardDataset:
+    """path: files or addresses in brace notation."""
+    try:
+        from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise DataError("Reading shards needs the webdataset library; install requirements-train.txt.") from error
-
-    def decode(sample: dict):
-        extension = next((name for name in sample if f".{name.lower()}" in _PICTURES), None)
-        if extension is None or (captions and "txt" not in sample):
-            missing = "picture" if extension is None else "caption (.txt)"
-            raise DataError(f"Sample {sample['__key__']} of {sample['__url__']} has no {missing}.")
-        try:
-            with Image.open(io.BytesIO(sample[extension])) as image:
-                pixels = fit(image, size)
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise DataError(
-                f"The picture of {sample['__key__']} in {sample['__url__']} cannot be read ({error})."
-            ) from error
-        return pixels, sample.get("txt", b"").decode("utf-8").strip()
-
-    return (
-        webdataset.WebDataset(urls, shardshuffle=False, repeat=True, nodesplitter=webdataset.split_by_node)
-        .shuffle(1000, rng=random.Random(seed))
-        .map(decode)
-    )
+    shards = expand_urls(path)
+    gone = next((shard for shard in shards if ":" not in shard and not Path(shard).is_file()), None)
+    if gone is not None:
+        raise DataError(f"There is no shard {gone}; set data.path to the shards.")
+    return ShardDataset(shards, size, captions, seed)
 
 
 class EndlessShuffle(Sampler[int]):
@@ -156,7 +201,7 @@ def open_data(settings: dict, *, captions: bool):
         if kind == "folder":
             return FolderDataset(size=size, captions=captions, folder=settings.pop("path"), **settings)
         if kind == "webdataset":
-            return _shards(settings.pop("path"), size, captions, settings.pop("seed", 0))
+            return _open_shards(path=settings.pop("path"), size=size, captions=captions, seed=settings.pop("seed", 0))
     except (TypeError, KeyError) as error:
         raise DataError(f"The [data] table does not suit kind {kind!r} ({error}).") from error
     raise DataError(f"data.kind is {kind!r}; it must be scenes, folder or webdataset.")
@@ -183,9 +228,24 @@ def batches(dataset, batch_size: int, *, seed: int, first: int, rank: int, world
     Yields what the dataset gives, collated: (pixels [batch_size / world, 3, H, W], list of captions).
     """
     share = batch_size // world
-    if isinstance(dataset, IterableDataset):
+    if isinstance(dataset, ShardDataset):
         # A stream can only be read from its start: what was seen is read again and dropped.
-        loader = DataLoader(dataset, share, num_workers=workers, drop_last=True)
-        return islice(iter(loader), first, None)
+        return islice(read(replace(dataset, endless=True), share, workers), first, None)
     sampler = EndlessShuffle(len(dataset), seed, first * batch_size, rank, world)
-    return iter(DataLoader(dataset, share, sampler=sampler, num_workers=workers, drop_last=True))
+    return read(dataset, share, workers, sampler)
+
+
+def read(dataset, batch_size: int, workers: int, sampler: Sampler | None = None) -> Iterator:
+    """What the dataset gives, collated. Raises DataError, in one sentence also where a worker process found it."""
+    if isinstance(dataset, ShardDataset):
+        readers = max(1, workers) * (dist.get_world_size() if dist.is_initialized() else 1)
+        if len(dataset.shards) < readers:
+            raise DataError(
+                f"There are {len(dataset.shards)} shards for {readers} reading processes; lower training.workers, or "
+                "cut the data into more shards."
+            )
+    try:
+        yield from DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers)
+    except DataError as error:
+        # A worker's error comes with its whole traceback as the message.
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None

@@ -86,7 +86,7 @@ class GeneratorStage(Stage):
         self.auxiliary: nn.Module | None = None
         if objective.repa:
             width = generator.flow_head.width
-            semantic = generator.config.language.width
+            semantic = dataset[0][2].shape[-1]  # not the language model's in InternVL3's 1.6B
             with seeded(settings.seed):
                 self.auxiliary = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, semantic))
 

@@ -1,9 +1,10 @@
-"""Latents of a data set, encoded once and kept on disk beside their captions."""
+"""Latents of a data set, encoded once and kept on disk beside their captions: a folder of files of CHUNK pictures."""
 
 from __future__ import annotations
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -11,88 +12,124 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
+from ..fingerprint import fingerprint
 from .autoencoder import latent_of
+from .data import ShardDataset, read
 from .settings import TrainingError
 
 BATCH = 64
 """Pictures encoded at once."""
+CHUNK = 1024
+"""Pictures a file: what is held in memory until it is written, and what is encoded again after a break."""
 
 
 class LatentDataset(Dataset):
     """(latent [32, h, w], caption, semantic features [T, D]) of each picture; all float32, stored in half.
 
-    The features are [0] where the file was made without.
+    The features are [0] where they were not kept. Files are mapped into memory, not read.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        with safe_open(path, framework="pt") as file:
-            self.about = json.loads(file.metadata()["about"])
-            self.captions = json.loads(bytes(file.get_tensor("captions")))
-            self.latents, self.features = file.get_tensor("latents"), file.get_tensor("features")
+    def __init__(self, folder: Path):
+        self.captions: list[str] = []
+        self._chunks: list[tuple[Tensor, Tensor]] = []
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                self._chunks.append((file.get_tensor("latents"), file.get_tensor("features")))
+                self.captions += json.loads(bytes(file.get_tensor("captions")))
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, Tensor]:
-        return self.latents[index].float(), self.captions[index], self.features[index].float()
+        chunk, row = divmod(index, CHUNK)
+        latents, features = self._chunks[chunk]
+        return latents[row].float(), self.captions[index], features[row].float()
 
 
 @torch.no_grad()
 def cached_latents(
-    path: Path, dataset, autoencoder, about: dict, count: int, device, *, features: bool, workers: int = 0
+    folder: Path, dataset, autoencoder, data: dict, count: int, device, *, features: bool, workers: int = 0
 ) -> LatentDataset:
-    """Encode the first `count` items of `dataset` into `path`, unless that is done; every process does a part.
+    """Encode the first `count` items of `dataset` into `folder`, or what is missing of them; every process does a part.
 
-    about: plain data that tells the tokenizer and the data apart. features: keep the semantic features too. Raises
-    TrainingError when `path` holds others, and when there are fewer items.
+    data: plain data that tells the data apart. features: keep the semantic features too. Raises TrainingError when
+    `folder` holds latents of another tokenizer or other data, and when there are fewer items.
     """
-    about = json.loads(json.dumps({**about, "count": count, "features": features}))
-    if path.is_file():
-        found = LatentDataset(path)
-        if found.about != about:
-            raise TrainingError(f"{path} holds latents of another tokenizer or other data; remove it to encode again.")
-        return found
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [path.with_name(f"{path.name}.{index}-{world}.part") for index in range(world)]
-    mine = range(rank * count // world, (rank + 1) * count // world)
-    source = dataset if isinstance(dataset, IterableDataset) else Subset(dataset, mine)
-    if source is not dataset and count > len(dataset):
+    stream = isinstance(dataset, ShardDataset)
+    if not stream and count > len(dataset):
         raise TrainingError(f"data.count is {count}, but there are {len(dataset)} pictures.")
-    made = {"latents": [], "features": []}
-    captions = []
-    with tqdm(total=len(mine), desc="encoding", unit="picture", disable=rank > 0, mininterval=5) as bar:
-        for pixels, texts in DataLoader(source, BATCH, num_workers=workers):
-            left = len(mine) - len(captions)
-            pixels = pixels[:left].to(device)
-            captions += texts[:left]
-            semantic, latent = latent_of(autoencoder, pixels, normalised=True)
-            made["latents"].append(latent.half().cpu())
-            made["features"].append(semantic.half().cpu() if features else torch.empty(len(pixels), 0))
-            bar.update(len(pixels))
-            if len(captions) == len(mine):
+    # The pixel decoder has no part in latents.
+    encoder = {
+        name: tensor for name, tensor in autoencoder.state_dict().items() if not name.startswith("pixel_decoder.")
+    }
+    about = {"data": data, "encoder": fingerprint(encoder), "count": count, "features": features}
+    about = json.loads(json.dumps(about))
+    # Which pictures of a stream a process sees.
+    readers = [world, workers] if stream else None
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index:06}.safetensors" for index in range(-(-count // CHUNK))]
+    done = [path.is_file() for path in paths]
+    _check(folder, about, None if all(done) else readers)
+
+    mine = range(rank, len(paths), world)
+    # A stream can only be read from its start.
+    read_chunks = mine if stream else [chunk for chunk in mine if not done[chunk]]
+    places = [place for chunk in read_chunks for place in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK))]
+    if all(done[chunk] for chunk in mine):
+        places = []
+    upcoming, rows, seen = iter(places), [], 0
+    batches = read(dataset if stream else Subset(dataset, places), BATCH, workers) if places else ()
+    with tqdm(total=len(places), desc="encoding", unit="picture", disable=rank > 0, mininterval=5) as bar:
+        for pixels, captions in batches:
+            here = list(islice(upcoming, len(pixels)))
+            new = [index for index, place in enumerate(here) if not done[place // CHUNK]]
+            if new:
+                semantic, latent = latent_of(autoencoder, pixels[new].to(device), normalised=True)
+                kept = semantic.half().cpu() if features else torch.empty(len(new), 0)
+                rows += zip((here[index] for index in new), latent.half().cpu(), kept, (captions[i] for i in new))
+            while rows and rows[-1][0] >= (end := min(count, rows[0][0] + CHUNK)) - 1:
+                first = rows[0][0]
+                _write(paths[first // CHUNK], rows[: end - first], {"about": about, "readers": readers})
+                del rows[: end - first]
+            seen += len(here)
+            bar.update(len(here))
+            if seen == len(places):
                 break
-    _write(parts[rank], {name: torch.cat(tensors) for name, tensors in made.items()}, captions, about)
+    if seen < len(places):
+        raise TrainingError(
+            f"data.count is {count}, but the shards of process {rank + 1} of {world} hold {seen} pictures of its "
+            f"{len(places)}; lower data.count."
+        )
     if world > 1:
         dist.barrier()
-    if rank == 0:
-        done = [LatentDataset(part) for part in parts]
-        tensors = {name: torch.cat([getattr(part, name) for part in done]) for name in made}
-        whole = path.with_name(path.name + ".whole.part")
-        _write(whole, tensors, [caption for part in done for caption in part.captions], about)
-        os.replace(whole, path)
-        for part in parts:
-            part.unlink()
-    if world > 1:
-        dist.barrier()
-    return LatentDataset(path)
+    return LatentDataset(folder)
 
 
-def _write(path: Path, tensors: dict[str, Tensor], captions: list[str], about: dict) -> None:
+def _check(folder: Path, about: dict, readers: list[int] | None) -> None:
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found = json.loads(file.metadata()["latents of"])
+        if found["about"] != about:
+            raise TrainingError(
+                f"{folder} holds latents of another tokenizer or other data; remove it to encode again."
+            )
+        if readers is not None and found["readers"] != readers:
+            was, now = found["readers"], readers
+            raise TrainingError(
+                f"{folder} was begun by {was[0]} processes with {was[1]} workers each, not {now[0]} with {now[1]}; "
+                "go on with as many, or remove it to encode again."
+            )
+
+
+def _write(path: Path, rows: list[tuple[int, Tensor, Tensor, str]], about: dict) -> None:
+    _, latents, features, captions = zip(*rows)
     # As a tensor: the header of a safetensors file ends at 100 MB.
     text = torch.frombuffer(bytearray(json.dumps(captions).encode()), dtype=torch.uint8)
-    save_file({**tensors, "captions": text}, path, metadata={"about": json.dumps(about)})
+    tensors = {"latents": torch.stack(latents), "features": torch.stack(features), "captions": text}
+    partial = path.with_name(path.name + ".part")
+    save_file(tensors, partial, metadata={"latents of": json.dumps(about)})
+    os.replace(partial, path)

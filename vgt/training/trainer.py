@@ -158,7 +158,7 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
                 raise TrainingError(_not_finite("loss", figures["loss"], step, state.saved))
             loss.backward()
             norms = [nn.utils.clip_grad_norm_(group["params"], settings.clip) for group in groups]
-            if not (norm := float(torch.stack(norms).sum())) < math.inf:
+            if not (norm := float(torch.stack([norm.to(device) for norm in norms]).sum())) < math.inf:
                 log.close()
                 raise TrainingError(_not_finite("gradient", norm, step, state.saved))
             for optimiser in optimisers:
