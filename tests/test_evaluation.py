@@ -1,4 +1,5 @@
 import argparse
+import copy
 import json
 import random
 from functools import cache
@@ -173,7 +174,7 @@ def test_geneval_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
     def files():
         return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
-    benchmarks.geneval(model(), "model", metadata, folder, QUICK)
+    benchmarks.geneval(model(), metadata, folder, QUICK)
     before = files()
     assert sorted(before) == sorted(
         f"{n:05}/{name}" for n in range(3) for name in ("metadata.jsonl", *(f"samples/{k:04}.png" for k in range(4)))
@@ -184,7 +185,7 @@ def test_geneval_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
         assert image.size == (56, 56)
         pixels = image.tobytes()
     lost.unlink()
-    benchmarks.geneval(model(), "model", metadata, folder, QUICK)
+    benchmarks.geneval(model(), metadata, folder, QUICK)
     after = files()
     assert [name for name in after if name.endswith(".png") and after[name] != before[name]] == [
         "00001/samples/0002.png"
@@ -193,7 +194,14 @@ def test_geneval_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
     with Image.open(lost) as image:
         assert abs(np.frombuffer(pixels, "u1").astype(int) - np.frombuffer(image.tobytes(), "u1")).max() <= 1
     with pytest.raises(ValueError, match="another run"):
-        benchmarks.geneval(model(), "model", metadata, folder, Settings(size=84, steps=2))
+        benchmarks.geneval(model(), metadata, folder, Settings(size=84, steps=2))
+    trained_on = copy.deepcopy(model())
+    trained_on.generator.flow_head.output_proj.bias.data += 0.1
+    with pytest.raises(ValueError, match=r"another run \(weights "):
+        benchmarks.geneval(trained_on, metadata, folder, QUICK)
+    metadata.write_text(json.dumps({"prompt": "a heart"}))
+    with pytest.raises(ValueError, match=r"another run \(prompts "):
+        benchmarks.geneval(model(), metadata, folder, QUICK)
 
 
 def test_processes_share_the_prompts(tmp_path, monkeypatch):
@@ -202,7 +210,7 @@ def test_processes_share_the_prompts(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, drawn in ((0, {"00000", "00002"}), (1, {"00000", "00001", "00002"})):
         monkeypatch.setenv("RANK", str(rank))
-        benchmarks.geneval(model(), "model", metadata, tmp_path / "drawn", QUICK)
+        benchmarks.geneval(model(), metadata, tmp_path / "drawn", QUICK)
         assert {path.name for path in (tmp_path / "drawn").iterdir()} == drawn
 
 
@@ -212,7 +220,7 @@ def test_processes_share_the_prompts(tmp_path, monkeypatch):
 def test_bad_metadata(tmp_path, text, message):
     (tmp_path / "prompts.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
-        benchmarks.geneval(None, "model", tmp_path / "prompts.jsonl", tmp_path / "drawn", QUICK)
+        benchmarks.geneval(None, tmp_path / "prompts.jsonl", tmp_path / "drawn", QUICK)
 
 
 def test_dpg_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
@@ -221,19 +229,19 @@ def test_dpg_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
     for name in ("posters7", "whoops2", "12"):
         (prompts / f"{name}.txt").write_text(f"a picture, {name}\n")
     folder = tmp_path / "drawn"
-    benchmarks.dpg(model(), "model", prompts, folder, QUICK)
+    benchmarks.dpg(model(), prompts, folder, QUICK)
     assert {path.name for path in folder.iterdir()} == {"posters7.png", "whoops2.png", "12.png"}
     with Image.open(folder / "12.png") as image:
         assert image.size == (112, 112)
     before = (folder / "12.png").stat().st_mtime_ns
     (folder / "posters7.png").unlink()
-    benchmarks.dpg(model(), "model", prompts, folder, QUICK)
+    benchmarks.dpg(model(), prompts, folder, QUICK)
     assert (folder / "posters7.png").exists() and (folder / "12.png").stat().st_mtime_ns == before
     (prompts / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"empty\.txt"):
-        benchmarks.dpg(model(), "model", prompts, folder, QUICK)
+        benchmarks.dpg(model(), prompts, folder, QUICK)
     with pytest.raises(ValueError, match=r"\.txt"):
-        benchmarks.dpg(model(), "model", folder, folder, QUICK)
+        benchmarks.dpg(model(), folder, folder, QUICK)
 
 
 def off_by(amount):
@@ -274,6 +282,8 @@ def test_sweeps_results_and_curves(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "TOKENS_PER_STEP", (1, 4))
     for _ in range(2):
         sweep.run(model(), "tokens-per-step", tmp_path, 6, QUICK)
+    with pytest.raises(ValueError, match="another model, count or setting"):
+        sweep.run(model(), "tokens-per-step", tmp_path, 12, QUICK)
     found = results.read([tmp_path])
     assert len(found) == 6
     assert results.markdown(found).count("\n") == 8

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vgt
 from host import ROOT
@@ -24,11 +25,12 @@ from vgt.training.base_model import load_base
 from vgt.training.build import new_generator
 from vgt.training.command import read_config, read_settings
 from vgt.training.data import DataError, open_data, open_held_out
-from vgt.training.generator import draw_times, flow_matching
+from vgt.training.generator import GeneratorStage, Objective, draw_times, flow_matching
 from vgt.training.latents import LatentDataset
 from vgt.training.optimiser import make_optimisers
 from vgt.training.sequence import next_states, query_states
 from vgt.training.settings import Settings, TrainingError
+from vgt.training.text import PAD, train_tokenizer
 
 SCENES = {"kind": "scenes", "size": 56, "seed": 1, "length": 256}
 HELD_OUT = {"kind": "scenes", "size": 56, "seed": 2, "length": 4, "split": "test"}
@@ -256,6 +258,40 @@ def test_ctrl_c_writes_a_checkpoint(base, tmp_path, monkeypatch):
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
 
 
+def test_a_review_that_ctrl_c_cut_off_is_made_up_for(base, tmp_path, monkeypatch):
+    from vgt.training.captioner_stage import CaptionerStage
+
+    def interrupt(self, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = captioner(steps=4, sheet_every=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
+        patch.setattr(CaptionerStage, "begin_step", interrupt)
+        captioner_command.run(config, tmp_path, None)
+    metrics = tmp_path / "metrics.jsonl"
+    assert "held_out" not in metrics.read_text()
+    with metrics.open("a") as file:
+        file.write('{"step": 3, "loss": 9.0}\n{"step": 4, "lo')  # as a crash after the checkpoint leaves it
+    for _ in range(2):
+        captioner_command.run(config, tmp_path, None)
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        assert [(line["step"], "loss" in line) for line in lines] == [
+            (1, True), (2, True), (2, False), (3, True), (4, True), (4, False),
+        ]  # fmt: skip
+    assert (tmp_path / "captions-000002.tsv").is_file()
+
+
+def test_features_may_be_wider_than_the_language_model():
+    """As InternVL3 2B's language model beside the tokenizer of InternVL3 1B."""
+    language = LanguageModelConfig(vocabulary=10, **LANGUAGE)
+    generator = new_generator(GeneratorConfig(language, FlowHeadConfig(32, 1), 2), "internvl3", 0)
+    tokenizer_json = train_tokenizer(["a red circle"] * 9, 300).encode()
+    latents = [(torch.zeros(32, 2, 2), "a red circle", torch.zeros(4, 48))]
+    stage = GeneratorStage(generator, tokenizer_json, PAD, Objective(repa=1.0), latents, Settings(1, 1, 1.0))
+    assert stage.auxiliary[-1].out_features == 48
+
+
 def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
     """The hidden states at the queries are those that generation sees when it draws the same latents."""
     found = load_base(base / "base")
@@ -391,14 +427,32 @@ def test_unusable_configurations_are_named(base, tmp_path):
         read_settings({"training": {"steps": 1, "batch_size": 1, "learning_rate": 1.0, "epochs": 3}})
     with pytest.raises(TrainingError, match="is no base model"):
         load_base(tmp_path)
+    for table, message in (
+        ({"steps": 0}, r"training.steps is 0; it must be a whole number from 1 on"),
+        ({"save_every": 1.5}, r"training.save_every is 1.5"),
+        ({"dtype": "bf16"}, r"training.dtype is 'bf16'; it must be float32 or bfloat16"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            read_settings({"training": training(**table)})
+    config = captioner()
+    for name in ("held_out", "tokenizer", "vision"):
+        with pytest.raises(TrainingError, match=rf"The configuration lacks {name}"):
+            captioner_command.run({key: value for key, value in config.items() if key != name}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"The \[vision\] table holds the unknown 'layers'"):
+        captioner_command.run({**config, "vision": {**VISION, "layers": 3}}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"The \[language\] table is incomplete \(.*'depth'"):
+        captioner_command.run({**config, "language": {"width": 32}}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"lacks the .safetensors of a DC-AE decoder"):
+        autoencoder_command.run({**autoencoder(base), "dc_ae": str(tmp_path)}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"holds a DC-AE decoder of another size"):
+        save_file({"decoder.conv_in.weight": torch.zeros(1)}, tmp_path / "dc_ae.safetensors")
+        autoencoder_command.run({**autoencoder(base), "dc_ae": str(tmp_path)}, tmp_path, None)
     with pytest.raises(TrainingError, match="holds a model of type 'qwen2_5_vl'; internvl3 is needed"):
         load_base(base / "base", "internvl3")
 
 
 def test_internvl3_is_read_and_tuned_too(base, tmp_path):
     """A base of the other family, in the names of its hub repository, goes through the same stages."""
-    from safetensors.torch import save_file
-
     from vgt.config import InternVisionConfig
     from vgt.vision_tower import InternVisionTower
 

@@ -1,5 +1,7 @@
 """Pictures with captions: folders, lists, shards, the order of an epoch, what is said of unusable ones; latents."""
 
+import io
+
 import pytest
 import torch
 from PIL import Image
@@ -34,6 +36,8 @@ def test_folders_of_pictures(tmp_path):
     (tmp_path / "a.txt").unlink()
     (tmp_path / "all.jsonl").write_text('{"image": "a.png", "caption": "from the list"}\n')
     assert open_data(folder_data(tmp_path), captions=True)[0][1] == "from the list"
+    (tmp_path / "all.jsonl").write_text('{"image": "a.png", "caption": "a line\u2028broken"}\n', encoding="utf-8")
+    assert open_data(folder_data(tmp_path), captions=True)[0][1] == "a line\u2028broken"
 
 
 def test_unusable_data_is_named(tmp_path):
@@ -50,10 +54,30 @@ def test_unusable_data_is_named(tmp_path):
         open_data(folder_data(tmp_path), captions=True)
     assert len(open_data(folder_data(tmp_path), captions=False)) == 1
     (tmp_path / "bare.png").write_bytes(b"no picture")
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"^[^\n]*bare.png cannot be read as a picture [^\n]*$"):
+            next(read(open_data(folder_data(tmp_path), captions=False), 1, workers))
+    whole = io.BytesIO()
+    Image.effect_noise((40, 30), 50).save(whole, "png")
+    (tmp_path / "bare.png").write_bytes(whole.getvalue().replace(b"IDAT", b"\0\0\0\0"))  # a SyntaxError of Pillow's
     with pytest.raises(DataError, match=r"bare.png cannot be read as a picture"):
         open_data(folder_data(tmp_path), captions=False)[0]
     (tmp_path / "list.jsonl").write_text('{"image": "gone.png", "caption": "c"}\n')
     with pytest.raises(DataError, match=r"line 1, is a caption without its picture gone.png"):
+        open_data(folder_data(tmp_path), captions=True)
+    picture(tmp_path / "bare.png")
+    for line, message in (
+        ('{"image": "bare.png", "caption": null}', r"line 1, must be"),
+        ('{"image": "bare.png", "caption": " "}', r"bare.png has no caption; write it into .*list.jsonl"),
+    ):
+        (tmp_path / "list.jsonl").write_text(line)
+        with pytest.raises(DataError, match=message):
+            open_data(folder_data(tmp_path), captions=True)
+    (tmp_path / "list.jsonl").write_bytes(b'{"image": "bare.png", "caption": "\xff"}')
+    with pytest.raises(DataError, match=r"list.jsonl is not UTF-8 text"):
+        open_data(folder_data(tmp_path), captions=True)
+    (tmp_path / "another.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"holds several .jsonl files"):
         open_data(folder_data(tmp_path), captions=True)
     with pytest.raises(DataError, match="must be a multiple of 28"):
         open_data({"kind": "scenes", "size": 100}, captions=True)

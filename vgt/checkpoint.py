@@ -190,7 +190,7 @@ def _read_file(path: Path, folder: Path, tokenizer_fallback) -> Checkpoint:
     _check_tensors(tensors, config, path)
     tokenizer_json = None
     if config.generator:
-        tokenizer_json = _read_tokenizer(folder / "base")
+        tokenizer_json = read_tokenizer(folder / "base")
         if tokenizer_json is None and tokenizer_fallback is not None:
             tokenizer_json = tokenizer_fallback(config.family)
     return Checkpoint(path, config, tensors, tokenizer_json)
@@ -249,19 +249,19 @@ def _state_dict(content: object) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_tokenizer(base: Path) -> bytes | None:
-    """The base model's tokenizer as a tokenizer.json; made from vocab.json and merges.txt if need be."""
+def read_tokenizer(base: Path) -> bytes | None:
+    """A base model's tokenizer as a tokenizer.json; made from vocab.json and merges.txt if need be, None without."""
     file = base / "tokenizer.json"
     if file.is_file():
         if file.stat().st_size > _MAX_TOKENIZER:
-            raise LayoutError("base/tokenizer.json beside it is too large for a tokenizer")
+            raise LayoutError(f"{base.name}/tokenizer.json is too large for a tokenizer")
         return file.read_bytes()
     if not (base / "vocab.json").is_file() or not (base / "merges.txt").is_file():
         return None
     try:
         return build_tokenizer_json(base, read_added_tokens(base / "tokenizer_config.json"))
     except Exception as error:  # tokenizers raises bare Exception
-        raise LayoutError(f"base/vocab.json and base/merges.txt beside it make no tokenizer ({error})") from error
+        raise LayoutError(f"{base.name}/vocab.json and merges.txt make no tokenizer ({error})") from error
 
 
 def load_state(

@@ -14,18 +14,17 @@ SAMPLES = 4
 """Pictures a prompt, in both benchmarks."""
 
 
-def geneval(model, name: Path, metadata: Path, folder: Path, settings: Settings) -> None:
+def geneval(model, metadata: Path, folder: Path, settings: Settings) -> None:
     """Draw GenEval: `folder`/00000/metadata.jsonl and `folder`/00000/samples/0000.png to 0003.png, and so on.
 
     Args:
-        name: the model's file, for the note beside the folder.
         metadata: the benchmark's prompts/evaluation_metadata.jsonl, one object with a "prompt" a line.
 
     What is there already is kept. Raises ValueError for a file that is no such list, or a folder of another run.
     Source: djghosh13/geneval, evaluation/evaluate_images.py.
     """
     prompts = _read_metadata(metadata)
-    check_same_run(folder, settings, name)
+    check_same_run(folder, settings, model, [entry["prompt"] for entry in prompts])
     places = [folder / f"{index:05}" for index in range(len(prompts))]
     for index in _share(len(prompts)):
         line = json.dumps(prompts[index]) + "\n"
@@ -44,7 +43,7 @@ def geneval(model, name: Path, metadata: Path, folder: Path, settings: Settings)
                 bar.update()
 
 
-def dpg(model, name: Path, prompts: Path, folder: Path, settings: Settings) -> None:
+def dpg(model, prompts: Path, folder: Path, settings: Settings) -> None:
     """Draw DPG-Bench: for each NAME.txt in `prompts` a `folder`/NAME.png that holds four samples, two by two.
 
     A prompt is the first line of its file, as in the published evaluation. What is there already is kept. Raises
@@ -58,7 +57,7 @@ def dpg(model, name: Path, prompts: Path, folder: Path, settings: Settings) -> N
     for file, text in zip(files, texts):
         if not text:
             raise ValueError(f"{file} does not begin with a prompt.")
-    check_same_run(folder, settings, name)
+    check_same_run(folder, settings, model, [f"{file.stem}: {text}" for file, text in zip(files, texts)])
     names = [folder / f"{file.stem}.png" for file in files]
     mine = list(_share(len(files)))
     missing = [index for index in mine if not names[index].exists()]

@@ -161,7 +161,7 @@ def _geneval(options) -> None:
     from .benchmarks import geneval
 
     model = _load(options)
-    geneval(model, options.model, options.metadata, options.folder, _settings(options, model))
+    geneval(model, options.metadata, options.folder, _settings(options, model))
     print(
         f"Score them with GenEval's own script: evaluation/evaluate_images.py {options.folder} --outfile results.jsonl"
     )
@@ -171,7 +171,7 @@ def _dpg(options) -> None:
     from .benchmarks import dpg
 
     model = _load(options)
-    dpg(model, options.model, options.prompts, options.folder, _settings(options, model))
+    dpg(model, options.prompts, options.folder, _settings(options, model))
     print(
         f"Score them with DPG-Bench's own script: dpg_bench/compute_dpg_bench.py --image-root-path {options.folder} "
         f"--resolution {options.size} --pic-num 4 --vqa-model mplug"

@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vgt.evaluation.convergence", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of `train tiny`")
     folder = parser.parse_args().folder
-    start_processes()
+    start_processes("cpu")
     torch.set_num_threads(1)
     checkpoint = read_checkpoint(folder / "tiny-autoencoder-3/autoencoder.safetensors")
     base = load_base(folder / "tiny-captioner/base", layers=LAYERS)

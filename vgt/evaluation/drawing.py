@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import TOKEN_PIXELS
+from ..fingerprint import fingerprint
 from ..flow_head import FlowSettings
 from ..generation import draw_noise
 
@@ -112,11 +114,18 @@ def write_whole(path: Path, write) -> None:
     unfinished.replace(path)
 
 
-def check_same_run(folder: Path, settings: Settings, model: Path) -> None:
+def weights_of(model) -> str:
+    """Tells models apart, whatever their files are called: 16 hexadecimal digits."""
+    parts = {"autoencoder": model.autoencoder, "generator": model.generator}
+    return fingerprint({f"{at}.{k}": v for at, part in parts.items() for k, v in part.state_dict().items()})[:16]
+
+
+def check_same_run(folder: Path, settings: Settings, model, prompts: Sequence[str]) -> None:
     """Note beside the folder how its pictures are drawn. ValueError if it holds some that were drawn otherwise."""
     note = folder.with_name(folder.name + ".settings.json")
     # The batch may change: it is a matter of memory.
-    now = {**asdict(settings), "model": Path(model).name}
+    digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
+    now = {**asdict(settings), "weights": weights_of(model), "prompts": digest}
     now.pop("batch")
     if note.exists():
         before = json.loads(note.read_text(encoding="utf-8"))

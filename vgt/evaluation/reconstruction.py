@@ -76,13 +76,13 @@ def folder_images(folder: Path, size: int | None = None) -> Iterator[Tensor]:
     to multiples of 28. Raises ValueError for an image that cannot be read or is too small.
     """
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     for path in sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS):
         try:
             with Image.open(path) as opened:
                 image = ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+        except Exception as error:  # Pillow raises SyntaxError for some damage, and errors of its own
             raise ValueError(f"{path} is not an image that can be read: {error}.") from error
         if size is not None:
             image = image.resize((size, size), Image.Resampling.BILINEAR)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from .drawing import Settings, write_whole
+from .drawing import Settings, weights_of, write_whole
 from .scenes import score
 
 TOKENS_PER_STEP = (1, 2, 4, 8, 16)
@@ -46,13 +46,20 @@ SWEEPS: dict[str, Callable[[Settings], dict[str, Settings]]] = {
 
 
 def run(model, sweep: str, folder: Path, count: int, base: Settings, label: str | None = None) -> None:
-    """Write `folder`/NAME.json for every setting of a sweep; those that are there already are not drawn again."""
+    """Write `folder`/NAME.json for every setting of a sweep; those that are there already are not drawn again.
+
+    Raises ValueError when one of these is of another model, count or setting.
+    """
+    weights = weights_of(model)
     for name, settings in SWEEPS[sweep](base).items():
         path = folder / f"{name}.json"
         if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if (found.get("weights"), found["count"], found["settings"]) != (weights, count, asdict(settings)):
+                raise ValueError(f"{path} is the result of another model, count or setting; choose another folder.")
             print(f"{path}: kept")
             continue
-        result = {"label": label, **score(model, count, settings)}
+        result = {"label": label, "weights": weights, **score(model, count, settings)}
         write(result, path)
         print(f"{path}: {result['score']:.3f}")
 

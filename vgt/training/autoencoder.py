@@ -7,7 +7,6 @@ counts for less. The stages differ in their configuration only.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def latent_of(autoencoder: Autoencoder, pixels: Tensor, normalised: bool) -> tup
 
 
 class AutoencoderStage(Stage):
-    """Both stages; `teacher` is the frozen tower whose features are to be kept (None: the given one as it is)."""
+    """Both stages; `teacher` is the frozen tower whose features are to be kept, needed for distillation."""
 
     def __init__(self, autoencoder, objective: Objective, dataset, held_out, settings: Settings, teacher=None):
         super().__init__()
@@ -71,7 +70,7 @@ class AutoencoderStage(Stage):
             autoencoder.pixel_decoder.requires_grad_(True)
         self.teacher = None
         if objective.distillation:
-            self.teacher = (teacher or copy.deepcopy(autoencoder.vision_tower)).eval().requires_grad_(False)
+            self.teacher = teacher.eval().requires_grad_(False)
         self.perceptual = None
         if objective.perceptual and objective.perceptual_weights:
             self.perceptual = VGGDistance(Path(objective.perceptual_weights))

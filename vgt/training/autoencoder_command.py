@@ -7,12 +7,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ..checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
-from ..config import ModelConfig
+from ..config import AutoencoderConfig, ModelConfig, PixelDecoderConfig
 from ..vision_tower import InternVisionTower, QwenVisionTower
 from .autoencoder import AutoencoderStage, Objective
-from .base_model import autoencoder_config, load_base, load_pixel_decoder
+from .base_model import load_base, load_pixel_decoder
 from .build import new_autoencoder
-from .command import read_objective, read_settings
+from .command import read_settings, read_table, require
 from .data import open_data, open_held_out
 from .trainer import train
 
@@ -25,10 +25,12 @@ def run(config: dict, out: Path, until: int | None) -> None:
     Beside the tables: base, the VLM's folder; init, a tokenizer file to go on from; dc_ae, a pixel decoder's folder.
     """
     settings = read_settings(config)
-    objective = read_objective(config, Objective)
+    require(config, "base", "data", "held_out")
+    objective = read_table(config, "objective", Objective)
+    decoder = read_table(config, "decoder", PixelDecoderConfig)
     dataset, held_out = open_data(config["data"], captions=False), open_held_out(config["held_out"], captions=False)
     base = load_base(config["base"], config.get("family"))
-    sizes = autoencoder_config(base, config.get("decoder", {}))
+    sizes = AutoencoderConfig(base.vision, base.language.width, decoder)
     autoencoder = new_autoencoder(sizes, settings.seed)
     autoencoder.vision_tower.load_state_dict(base.vision_state)
     if "dc_ae" in config:

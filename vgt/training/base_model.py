@@ -1,4 +1,4 @@
-"""Base vision-language models in their hub layout: config.json, tokenizer.json, *.safetensors. Read, and written.
+"""Base vision-language models in their hub layout: config.json, a tokenizer, *.safetensors. Read, and written.
 
 Qwen2.5-VL and InternVL3, in the names their repositories use; a DC-AE folder may give the pixel decoder its weights.
 """
@@ -14,27 +14,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoint import read_tokenizer
 from ..config import (
     FAMILIES,
     INTERNVL3,
     QWEN2_5_VL,
-    AutoencoderConfig,
     InternVisionConfig,
     LanguageModelConfig,
-    PixelDecoderConfig,
     QwenVisionConfig,
 )
-from .captioning import VisionLanguageModel, mrope_section
+from .captioning import mrope_section
 from .settings import TrainingError
 from .text import IMAGE, PAD, VISION_END, VISION_START
 
 _LANGUAGE = {
     QWEN2_5_VL: ("model.language_model.", "model."),
-    INTERNVL3: ("language_model.model.", "model.language_model."),
+    INTERNVL3: ("language_model.model.",),
 }
 _VISION = {
     QWEN2_5_VL: ("model.visual.", "visual."),
-    INTERNVL3: ("vision_model.", "model.vision_tower."),
+    INTERNVL3: ("vision_model.",),
 }
 
 
@@ -63,13 +62,12 @@ def load_base(folder: str | Path, family: str | None = None, layers: int | None 
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tokenizer_json = (folder / "tokenizer.json").read_bytes()
-        tensors = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+        tokenizer_json = read_tokenizer(folder)
+        tensors = _read_tensors(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{folder} is no base model in its hub layout ({error}).") from error
+    if tokenizer_json is None:
+        raise TrainingError(f"{folder} lacks its tokenizer; add tokenizer.json, or vocab.json and merges.txt.")
     found = {"qwen2_5_vl": QWEN2_5_VL, "internvl_chat": INTERNVL3}.get(config.get("model_type"))
     if found is None or (family is not None and found != family):
         wanted = family or " or ".join(FAMILIES)
@@ -143,31 +141,26 @@ def save_base(folder: Path, vision: QwenVisionConfig, language: LanguageModelCon
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def load_vlm(base: BaseModel, autoencoder, language_model) -> VisionLanguageModel:
-    """Give a tokenizer's tower and a language model the base's weights; returns them as a VLM."""
-    autoencoder.vision_tower.load_state_dict(base.vision_state)
-    language_model.load_state_dict(base.language_state)
-    return VisionLanguageModel(autoencoder.vision_tower, language_model)
-
-
 def load_pixel_decoder(decoder, folder: str | Path) -> None:
     """Fill a pixel decoder from a DC-AE folder in `diffusers`' layout. Raises TrainingError if it does not fit."""
+    try:
+        tensors = _below(_read_tensors(Path(folder)), ("decoder.",))
+        decoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except KeyError as error:
+        raise TrainingError(f"{folder} lacks the .safetensors of a DC-AE decoder; set dc_ae to its folder.") from error
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{folder} cannot be read as a DC-AE decoder ({error}).") from error
+    except RuntimeError as error:  # which lists every tensor
+        first = str(error).splitlines()[:2]
+        raise TrainingError(f"{folder} holds a DC-AE decoder of another size ({' '.join(first)}).") from error
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
     tensors = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
-    try:
-        decoder.load_state_dict(
-            {k[len("decoder.") :]: v.float() for k, v in tensors.items() if k.startswith("decoder.")}
-        )
-    except RuntimeError as error:
-        raise TrainingError(f"{folder} holds no DC-AE decoder of the configured size ({error}).") from error
-
-
-def autoencoder_config(base: BaseModel, decoder: dict) -> AutoencoderConfig:
-    """The tokenizer on a base model; `decoder` holds what differs from the published pixel decoder."""
-    decoder = {key: tuple(value) if isinstance(value, list) else value for key, value in decoder.items()}
-    return AutoencoderConfig(base.vision, base.language.width, PixelDecoderConfig(**decoder))
+    return tensors
 
 
 def _below(tensors: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:

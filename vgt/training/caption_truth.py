@@ -77,6 +77,7 @@ def score(vision_tower, language_model, tokenizer_json: str | bytes, dataset: Sc
 
 def main() -> None:
     from ..checkpoint import read_checkpoint
+    from ..config import QWEN2_5_VL
     from ..model import build_autoencoder, build_generator
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -86,6 +87,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "test"), default="test")
     options = parser.parse_args()
     checkpoint = read_checkpoint(options.model)
+    if checkpoint.config.generator is None or checkpoint.config.family != QWEN2_5_VL:
+        parser.error(f"{options.model} is no full VGT model of {QWEN2_5_VL}, whose chat template this uses")
     tower = build_autoencoder(checkpoint, dtype=torch.float32).vision_tower
     language_model = build_generator(checkpoint, dtype=torch.float32).language_model
     dataset = ScenesDataset(options.size, seed=2, split=options.split, length=options.count)

@@ -11,8 +11,8 @@ from ..vision_tower import QwenVisionTower
 from .build import new_language_model, seeded
 from .captioner_stage import CaptionerStage
 from .captioning import VisionLanguageModel
-from .command import read_settings
-from .data import caption_of, open_data, open_held_out
+from .command import read_settings, read_table, require
+from .data import DataError, ShardDataset, caption_of, open_data, open_held_out
 from .text import train_tokenizer
 from .trainer import train
 
@@ -24,19 +24,22 @@ def run(config: dict, out: Path, until: int | None) -> None:
     from tokenizers import Tokenizer
 
     settings = read_settings(config)
+    require(config, "data", "held_out", "tokenizer.captions", "tokenizer.vocabulary", "vision", "language")
     dataset, held_out = open_data(config["data"], captions=True), open_held_out(config["held_out"], captions=True)
+    if isinstance(dataset, ShardDataset):
+        raise DataError("data.kind is 'webdataset'; a captioner needs folder or scenes, to learn its words from.")
     captions = [caption_of(dataset, index) for index in range(min(config["tokenizer"]["captions"], len(dataset)))]
     texts = captions + list(_TEMPLATE_TEXTS) * max(1, len(captions) // 10)
     tokenizer_json = train_tokenizer(texts, config["tokenizer"]["vocabulary"])
     vocabulary = Tokenizer.from_str(tokenizer_json).get_vocab_size()
-    vision = QwenVisionConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["vision"].items()})
-    language = LanguageModelConfig(vocabulary=vocabulary, **config["language"])
+    vision = read_table(config, "vision", QwenVisionConfig)
+    language = read_table(config, "language", LanguageModelConfig, vocabulary=vocabulary)
     with seeded(settings.seed):
         tower = QwenVisionTower(vision, language.width)
     vlm = VisionLanguageModel(tower, new_language_model(language, settings.seed))
     stage = CaptionerStage(vlm, tokenizer_json, dataset, held_out, settings, config.get("thumbnail_weight", 0.0))
     trained = train(stage, settings, out, config, until=until)
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
         from .base_model import save_base
 
         save_base(out / "base", vision, language, trained, tokenizer_json)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..generation import Generator
 from ..language_model import KVCache, LanguageModel, rotary_table
 from .sequence import LENGTH_STEP
 from .text import IMAGE, PAD, TURN_END, TURN_START, VISION_END, VISION_START
@@ -128,8 +127,3 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.vision_tower = vision_tower
         self.language_model = language_model
-
-    @classmethod
-    def of(cls, autoencoder, generator: Generator) -> VisionLanguageModel:
-        """The VLM inside a VGT model."""
-        return cls(autoencoder.vision_tower, generator.language_model)

@@ -38,13 +38,13 @@ def run(options) -> None:
 
     from .trainer import start_processes
 
-    start_processes()
+    start_processes(config.get("training", {}).get("device"))
 
     stage = import_module(f".{options.stage}_command", __package__)
     try:
         stage.run(config, out, options.until)
     except KeyboardInterrupt as stop:
-        print(f"vgt: {stop}", file=sys.stderr)
+        print(f"vgt: {str(stop) or 'stopped; the same command goes on with what is there'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -60,30 +60,48 @@ def read_config(path: Path) -> dict:
         raise TrainingError(f"{path} cannot be read as a configuration ({error}).") from error
 
 
-def read_objective(config: dict, kind: type):
-    """The [objective] table as a stage's `Objective`. Raises TrainingError for settings that do not exist."""
+def require(config: dict, *names: str) -> None:
+    """Raises TrainingError for the first of `names`, with dots for tables, that a configuration lacks."""
+    for name in names:
+        found = config
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None:
+            raise TrainingError(f"The configuration lacks {name}; see vgt/training/README.md.")
+
+
+def read_table(config: dict, name: str, kind: type, **more):
+    """A table of a configuration, and `more`, as a dataclass. Raises TrainingError for settings that do not suit it."""
+    table = {key: tuple(value) if isinstance(value, list) else value for key, value in config.get(name, {}).items()}
+    known = {field.name for field in fields(kind) if field.init} - more.keys()
+    if unknown := sorted(table.keys() - known):
+        raise TrainingError(
+            f"The [{name}] table holds the unknown {unknown[0]!r}; it knows {', '.join(sorted(known))}."
+        )
     try:
-        return kind(**config.get("objective", {}))
+        return kind(**table, **more)
     except TypeError as error:
-        raise TrainingError(f"The [objective] table holds a setting that does not exist ({error}).") from error
+        raise TrainingError(f"The [{name}] table is incomplete ({error}).") from error
 
 
 def read_settings(config: dict) -> Settings:
-    """The [training] table, with the processor settled. Raises TrainingError for settings that do not exist."""
+    """The [training] table, with the processor settled. Raises TrainingError for settings that do not suit."""
     import torch
 
-    table = dict(config.get("training", {}))
-    unknown = table.keys() - {field.name for field in fields(Settings)}
-    missing = {"steps", "batch_size", "learning_rate"} - table.keys()
-    if unknown or missing:
-        what = f"holds the unknown {sorted(unknown)[0]!r}" if unknown else f"lacks {sorted(missing)[0]!r}"
-        raise TrainingError(f"The [training] table {what}; see vgt/training/README.md.")
-    if "betas" in table:
-        table["betas"] = tuple(table["betas"])
+    require(config, "training.steps", "training.batch_size", "training.learning_rate")
     cuda = torch.cuda.is_available()
+    table = dict(config["training"])
     table.setdefault("device", f"cuda:{torch.cuda.current_device()}" if cuda else "cpu")
     table.setdefault("dtype", "bfloat16" if cuda else "float32")
-    settings = Settings(**table)
+    settings = read_table({"training": table}, "training", Settings)
+    for name in ("steps", "batch_size", "log_every", "save_every", "sheet_every"):
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < 1:
+            raise TrainingError(f"training.{name} is {value!r}; it must be a whole number from 1 on.")
+    if settings.dtype not in ("float32", "bfloat16"):
+        raise TrainingError(f"training.dtype is {settings.dtype!r}; it must be float32 or bfloat16.")
+    if settings.muon and not hasattr(torch.optim, "Muon"):
+        raise TrainingError(f"training.muon needs PyTorch 2.9 or newer; this is {torch.__version__}.")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     return settings

@@ -13,7 +13,7 @@ from ..config import QWEN2_5_VL, FlowHeadConfig, GeneratorConfig, ModelConfig
 from ..model import build_autoencoder
 from .base_model import load_base
 from .build import new_generator
-from .command import read_objective, read_settings
+from .command import read_settings, read_table, require
 from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
 from .latents import cached_latents
@@ -29,8 +29,10 @@ def run(config: dict, out: Path, until: int | None) -> None:
     Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a whole model to go on from.
     """
     settings = read_settings(config)
-    objective = read_objective(config, Objective)
+    require(config, "base", "autoencoder", "data.size", "generator.query_grid", "generator.flow_head")
+    objective = read_table(config, "objective", Objective)
     table = config["generator"]
+    flow_head = read_table(table, "flow_head", FlowHeadConfig)
     base = load_base(config["base"], config.get("family"), table.get("layers"))
     if objective.caption and base.family != QWEN2_5_VL:
         raise TrainingError(f"objective.caption is for Qwen2.5-VL's chat template; leave it out for {base.family}.")
@@ -38,7 +40,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     if checkpoint.config.family != base.family:
         raise TrainingError(f"{config['autoencoder']} is a tokenizer of {checkpoint.config.family}, not {base.family}.")
     autoencoder = build_autoencoder(checkpoint, dtype=torch.float32).to(settings.device)
-    sizes = GeneratorConfig(base.language, FlowHeadConfig(**table["flow_head"]), table["query_grid"])
+    sizes = GeneratorConfig(base.language, flow_head, table["query_grid"])
     generator = new_generator(sizes, base.family, settings.seed)
     generator.language_model.load_state_dict(base.language_state)
     if "init" in config:
@@ -64,7 +66,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     if "held_out" in config:
         held_out = open_held_out(config["held_out"], captions=True)
         prompts = [caption_of(held_out, index) for index in range(min(16, len(held_out)))]
-        review = Review(autoencoder, prompts, data["size"], **config.get("sheet", {}))
+        review = read_table(config, "sheet", Review, autoencoder=autoencoder, prompts=prompts, size=data["size"])
     stage = GeneratorStage(generator, base.tokenizer_json, base.pad_token, objective, latents, settings, review)
     trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):

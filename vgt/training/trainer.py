@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
 from .data import batches
@@ -34,7 +34,7 @@ CHECKPOINT = "last.pt"
 METRICS = "metrics.jsonl"
 
 _MAY_DIFFER = {"compile", "device", "save_every", "sheet_every", "log_every", "threads", "workers"}
-"""Settings that a resumed run may change: they do not change what is learnt."""
+"""Settings that a resumed run may change: they do not change what is learnt. But what workers read of a stream does."""
 
 
 class Stage(nn.Module):
@@ -129,6 +129,8 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
         average = AveragedModel(stage.trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     # The processes draw numbers of their own, so that a run goes on with as many as before.
     about = {**about, "training": _comparable(settings), "processes": world}
+    if isinstance(stage.dataset, IterableDataset):
+        about["workers"] = settings.workers
     state = _State(stage, optimisers, average, about, folder)
     first = state.resume(device)
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # resuming makes new ones
@@ -143,6 +145,8 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
     with _Interrupt() as interrupt, attention:
         # Here, so that Ctrl-C does not end the processes that read the data before the checkpoint is written.
         feed = iter(stage.batches(first, rank, world)) if first < last else iter(())
+        if first and rank == 0 and log.lacks_review(first):
+            log.review(first, _reviewed(stage, average, folder, first))
         for step in range(first, last):
             rate = _rate(settings, step)
             for group in groups:
@@ -173,7 +177,7 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
                 state.save(done, rank)
                 if world > 1:  # torchrun kills the others when one ends
                     dist.barrier()
-            if (done % settings.sheet_every == 0 or done == settings.steps) and not stop:
+            if log.is_due(done) and not stop:
                 if rank == 0:
                     log.review(done, _reviewed(stage, average, folder, done))
                 if world > 1:
@@ -240,11 +244,36 @@ class _Log:
     """metrics.jsonl and the progress bar, of the first process only."""
 
     def __init__(self, folder: Path, first: int, settings: Settings, rank: int):
-        self.every, self.rank = settings.log_every, rank
+        self.settings, self.rank = settings, rank
         self.start, self.sums, self.count = time.monotonic(), {}, 0
+        self.reviewed: set[int] = set()
         if rank == 0:
+            kept = self._keep(folder / METRICS, first)
+            self.reviewed = {line["step"] for line in kept if "loss" not in line}
             self.file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
             self.bar = tqdm(total=settings.steps, initial=first, unit="step", mininterval=5)
+
+    @staticmethod
+    def _keep(path: Path, first: int) -> list[dict]:
+        """Drop what comes after step `first`, which is done again; returns what stays."""
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # Only the last one may be broken off.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
+        if kept != lines:
+            partial = path.with_name(path.name + ".part")
+            partial.write_text("".join(kept), encoding="utf-8")
+            os.replace(partial, path)
+        return [json.loads(line) for line in kept]
+
+    def is_due(self, done: int) -> bool:
+        """Whether a review comes after so many steps."""
+        return done % self.settings.sheet_every == 0 or done == self.settings.steps
+
+    def lacks_review(self, done: int) -> bool:
+        """Whether one was due when the run was broken off."""
+        return self.is_due(done) and done not in self.reviewed
 
     def step(self, step: int, rate: float, figures: dict[str, float]) -> None:
         if self.rank:
@@ -253,7 +282,7 @@ class _Log:
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.bar.update()
-        if (step + 1) % self.every == 0:
+        if (step + 1) % self.settings.log_every == 0:
             now = time.monotonic()
             line = {name: value / self.count for name, value in self.sums.items()}
             self.write({"step": step + 1, **line, "rate": rate, "seconds_per_step": (now - self.start) / self.count})
@@ -311,10 +340,11 @@ def _difference(was: dict, now: dict, prefix: str = ""):
     return None
 
 
-def start_processes() -> None:
-    """Join torchrun's process group where there is one."""
+def start_processes(device: str | None = None) -> None:
+    """Join torchrun's process group where there is one. device: as in Settings; None is left to the machine."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if torch.cuda.is_available():
+        cuda = torch.cuda.is_available() and device != "cpu"
+        if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # One process writes checkpoints and sheets while the others wait.
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=2))
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))
