@@ -105,7 +105,10 @@ def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -
             generator, tokenizer, prompts, **settings, flow=FlowSettings(STEPS), noise=noise, graphs=graphs
         )
 
+    generator.graphs.clear()  # those of other rows
     memory = peak_memory(device, ours)
+    if generator.graphs.refused:
+        raise RuntimeError("There are no CUDA graphs to time; the log says why.")
     plain = Baseline(generator, tokenizer)  # which copies weights
     contenders = {"baseline": lambda: plain.generate(prompts, **settings, steps=STEPS, noise=noise), "ours": ours}
     if device.type == "cuda":

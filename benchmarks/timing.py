@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 
@@ -45,6 +46,8 @@ def peak_memory(device: torch.device, work) -> int | None:
     """Bytes allocated at the peak of `work`, what was there before among them; None where the device does not say."""
     if device.type != "cuda":
         return None
+    gc.collect()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     work()
     return torch.cuda.max_memory_allocated(device)

@@ -195,6 +195,9 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
     """vgt.generation.generate on the host's device. A batch that does not fit is drawn in two halves."""
     patcher = model.patcher
     needed = _sampling_memory(model, prompts, negative, settings)
+    if free_memory(patcher) < max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory()):
+        patcher.model.graphs.clear()  # rather than have the host unload weights for want of what these hold
+        memory.soft_empty_cache()
     memory.load_models_gpu([patcher], memory_required=needed)
     device = patcher.load_device
     start = progress.begin((settings["height"] // TOKEN_PIXELS, settings["width"] // TOKEN_PIXELS), needed)
@@ -232,10 +235,9 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Newer hosts know more forms of it than one exception."""
-    if hasattr(memory, "is_oom"):
-        return memory.is_oom(error)
-    return isinstance(error, memory.OOM_EXCEPTION)
+    """Newer hosts know more forms of it than one exception; of a CUDA graph it is a RuntimeError."""
+    known = memory.is_oom(error) if hasattr(memory, "is_oom") else isinstance(error, memory.OOM_EXCEPTION)
+    return known or (isinstance(error, RuntimeError) and "out of memory" in str(error))
 
 
 def _sampling_memory(model: VGTModel, prompts: list[str], negative: str | None, settings: dict) -> int:

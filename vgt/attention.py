@@ -13,6 +13,7 @@ except Exception:  # absent, or built for another torch: either way it is option
 
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_MAX_HEAD_WIDTH = 256
+_FLASH_CAPABILITY = (8, 0)  # Ampere
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -27,10 +28,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     Returns [B, heads, m, d].
     """
     m, n = q.shape[2], k.shape[2]
+    # Not the language model's: with a mask, as in CUDA graphs, and without one it must be the same kernel.
+    if flash_attn_func is not None and mask is None and not causal and _flash_allows(q):
+        return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     causal = causal and m > 1  # a single last query sees everything
-    if flash_attn_func is not None and mask is None and _flash_allows(q):
-        out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal)
-        return out.transpose(1, 2)
     if causal and m != n:
         mask = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
         causal = False
@@ -48,4 +49,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
 
 
 def _flash_allows(q: Tensor) -> bool:
-    return q.is_cuda and q.dtype in _FLASH_DTYPES and q.shape[-1] <= _FLASH_MAX_HEAD_WIDTH
+    return (
+        q.is_cuda
+        and q.dtype in _FLASH_DTYPES
+        and q.shape[-1] <= _FLASH_MAX_HEAD_WIDTH
+        and torch.cuda.get_device_capability(q.device) >= _FLASH_CAPABILITY
+    )

@@ -6,10 +6,11 @@ their own, into which each run and each step is copied.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
@@ -46,6 +47,7 @@ class GraphedSteps:
         """Take over a new run of the same kind: its contents, not its tensors."""
         torch._foreach_copy_(self.step.tensors(), fresh.tensors())
         self.step.cache.clear()
+        self.step.generator = fresh.generator
         self.step.plan = fresh.plan
         self.recurring = recurring(fresh.plan)
 
@@ -67,7 +69,8 @@ class GraphedSteps:
                 logging.warning(f"VGT: drawing without CUDA graphs, which is slower but gives the same ({reason}).")
             if self.failed:  # here, where the error holds nothing any more
                 self.graphs.clear()
-                torch.cuda.empty_cache()
+                with suppress(RuntimeError):  # which PyTorch raises when the capture ended out of turn
+                    torch.cuda.empty_cache()
                 self.step(inputs, slot)
 
 
@@ -77,14 +80,29 @@ def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
         stream.wait_stream(current)
-        # All on one stream, so that workspaces that libraries make for a stream at first use are not the graph's own.
-        with torch.cuda.stream(stream):
-            work()
-            # Other threads may go on using the device.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        try:
+            # All on one stream, so that workspaces that libraries make for a stream at first use are not the graph's.
+            with torch.cuda.stream(stream):
                 work()
-        current.wait_stream(stream)
+                # Other threads may go on using the device.
+                with _no_garbage(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    work()
+        finally:
+            current.wait_stream(stream)
+        graph.replay()  # with cudaMallocAsync its memory is taken here, so that too little of it shows here too
     return graph.replay
+
+
+@contextmanager
+def _no_garbage():
+    """A graph that the collector destroyed meanwhile would spoil the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @cache
@@ -98,19 +116,24 @@ class GraphCache:
     def __init__(self):
         self._kept: OrderedDict[tuple, GraphedSteps] = OrderedDict()
         self._weights: tuple = ()
-        self._refused = False
+        self.refused: set[tuple] = set()
+        """Kinds of run whose capture failed; they go without."""
 
     def clear(self) -> None:
-        """Give back the memory; for whoever moves or replaces the weights."""
+        """Give back the memory; for whoever moves or replaces the weights. What was refused is tried again."""
         self._kept.clear()
+        self.refused.clear()
 
     def usable(self, generator: nn.Module, plan: Plan, device: torch.device) -> bool:
         """Whether a run is worth graphs and its weights all lie on the CUDA device."""
-        return not self._refused and bool(recurring(plan)) and _lies_on_cuda(generator, device)
+        return bool(recurring(plan)) and _lies_on_cuda(generator, device)
 
     @contextmanager
     def borrow(self, fresh: TokenStep):
-        """Graphed steps for the run of `fresh`, whose cache is made here. What ends with an exception is not kept."""
+        """What does the steps of the run of `fresh`, whose cache is made here: graphs, unless those of its kind failed.
+
+        What ends with an exception is not kept.
+        """
         weights = tuple(parameter.data_ptr() for parameter in fresh.generator.parameters())
         if weights != self._weights:
             self.clear()
@@ -119,6 +142,10 @@ class GraphCache:
         # What code reads and no tensor holds; and tensors of inference mode can only be written in inference mode.
         baked = (fresh.plan.hides_padding(1), fresh.plan.isolated, fresh.sampler.settings)
         key = (slots, baked, _shape(fresh.tensors()), torch.is_inference_mode_enabled())
+        if key in self.refused:
+            fresh.allocate(fresh.plan.slots)
+            yield fresh
+            return
         graphed = self._kept.pop(key, None)
         if graphed is None:
             fresh.allocate(slots)
@@ -128,8 +155,10 @@ class GraphCache:
         try:
             yield graphed
         finally:
-            self._refused = graphed.failed
+            if graphed.failed:
+                self.refused.add(key)
         if not graphed.failed:
+            graphed.step.generator = None  # which holds these graphs: in a circle, none would be freed at once
             self._kept[key] = graphed
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
