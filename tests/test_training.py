@@ -23,7 +23,7 @@ from vgt.prompt import PromptTokenizer
 from vgt.training import autoencoder_command, captioner_command, generator_command
 from vgt.training.base_model import load_base
 from vgt.training.build import new_generator
-from vgt.training.command import read_config, read_settings
+from vgt.training.command import read_config, read_settings, read_table
 from vgt.training.data import DataError, open_data, open_held_out
 from vgt.training.generator import GeneratorStage, Objective, draw_times, flow_matching
 from vgt.training.latents import LatentDataset
@@ -414,7 +414,7 @@ def test_webdataset_shards_train_a_tokenizer_and_a_generator(base, tmp_path):
     with pytest.raises(TrainingError, match="lacks count"):
         generator_command.run(config, tmp_path / "generator", None)
     generator_command.run({**config, "data": {**shards, "count": 16}}, tmp_path / "generator", None)
-    captions = LatentDataset(tmp_path / "generator" / "latents").captions
+    captions = LatentDataset(tmp_path / "generator" / "latents", 16).captions
     assert sorted(captions) == sorted(scenes[index][1] for index in range(16))
     with pytest.raises(DataError, match=r"held_out.kind is 'webdataset'"):
         open_held_out(shards, captions=True)
@@ -427,6 +427,8 @@ def test_unusable_configurations_are_named(base, tmp_path):
         read_settings({"training": {"steps": 1, "batch_size": 1, "learning_rate": 1.0, "epochs": 3}})
     with pytest.raises(TrainingError, match="is no base model"):
         load_base(tmp_path)
+    with pytest.raises(TrainingError, match=r"objective is 3; it must be a table"):
+        read_table({"objective": 3}, "objective", Objective)
     for table, message in (
         ({"steps": 0}, r"training.steps is 0; it must be a whole number from 1 on"),
         ({"save_every": 1.5}, r"training.save_every is 1.5"),

@@ -1,6 +1,8 @@
 """Pictures with captions: folders, lists, shards, the order of an epoch, what is said of unusable ones; latents."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -135,41 +137,94 @@ class Encoder(torch.nn.Module):
 @pytest.fixture
 def small_files(monkeypatch):
     monkeypatch.setattr(latents, "BATCH", 2)
-    monkeypatch.setattr(latents, "CHUNK", 4)
+    monkeypatch.setattr(latents, "CHUNK", 3)
 
 
-@pytest.mark.parametrize("kind", ["folder", "webdataset"])
-def test_encoding_goes_on_where_it_stopped(kind, tmp_path, small_files):
-    captions = list("abcdefghij")
-    if kind == "folder":
-        for index, caption in enumerate(captions):
-            Image.new("RGB", (28, 28), (index * 25,) * 3).save(tmp_path / f"{caption}.png")
-            (tmp_path / f"{caption}.txt").write_text(caption)
-        data = folder_data(tmp_path)
-    else:
-        data = write_shards(tmp_path, captions)
+@pytest.fixture(params=["folder", "webdataset"])
+def letters(request, tmp_path, small_files):
+    """The [data] of ten pictures, a to j."""
+    if request.param == "webdataset":
+        return write_shards(tmp_path, LETTERS)
+    for index, caption in enumerate(LETTERS):
+        Image.new("RGB", (28, 28), (round(index * 25.5),) * 3).save(tmp_path / f"{caption}.png")
+        (tmp_path / f"{caption}.txt").write_text(caption)
+    return folder_data(tmp_path)
 
-    def encode(folder, encoder, data=data, count=10):
-        dataset = open_data(data, captions=True)
-        return latents.cached_latents(folder, dataset, encoder, data, count, "cpu", features=True)
 
-    whole = encode(tmp_path / "whole", Encoder())
-    assert sorted(whole.captions) == captions
-    for index in range(10):
-        _, caption, features = whole[index]
-        shade = captions.index(caption) * (25 / 255 if kind == "folder" else 0.1)
-        assert features.mean() == pytest.approx(shade, abs=0.01)
-    encode(tmp_path / "parts", Encoder())
-    (tmp_path / "parts" / "000001.safetensors").unlink()
+LETTERS = list("abcdefghij")
+
+
+def encode(folder, encoder, data, count=10, workers=0):
+    dataset = open_data(data, captions=True)
+    return latents.cached_latents(folder, dataset, encoder, data, count, "cpu", features=True, workers=workers)
+
+
+def encode_together(processes, monkeypatch, *arguments):
+    """`encode` by several processes; they are threads here. Returns what the first returns."""
+    own, barrier = threading.local(), threading.Barrier(processes, timeout=60)
+
+    def work(rank):
+        own.rank = rank
+        return encode(*arguments)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(processes) as pool:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_rank", lambda group=None: own.rank)
+        patch.setattr(torch.distributed, "get_world_size", lambda group=None: processes)
+        patch.setattr(torch.distributed, "barrier", barrier.wait)
+        return next(pool.map(work, range(processes)))
+
+
+def check(found, captions=LETTERS):
+    """Each latent has its own caption, and none is there twice."""
+    assert sorted(found.captions) == sorted(captions)
+    for index in range(len(captions)):
+        latent, caption, features = found[index]
+        assert features.mean() == pytest.approx(LETTERS.index(caption) * 0.1, abs=0.01)
+        assert latent.shape == (32, 1, 1)
+
+
+def test_encoding_goes_on_where_it_stopped(letters, tmp_path):
+    whole = encode(tmp_path / "whole", Encoder(), letters)
+    check(whole)
+    encode(tmp_path / "parts", Encoder(), letters)
+    for lost in (tmp_path / "parts" / f"{first:09}.safetensors" for first in (3, 6, 9)):
+        lost.unlink()
     again = Encoder()
-    parts = encode(tmp_path / "parts", again)
-    assert again.encoded == 4
+    parts = encode(tmp_path / "parts", again, letters)
+    assert again.encoded == 7
     assert parts.captions == whole.captions
     assert all(torch.equal(parts[index][0], whole[index][0]) for index in range(10))
+    assert encode(tmp_path / "parts", again, letters, count=4).captions == whole.captions[:4]
+    assert again.encoded == 7
 
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_encoding(letters, tmp_path, monkeypatch, processes):
+    # Of five shards, with two pictures each, one process has two or, of three, one.
+    count = 10 if letters["kind"] == "folder" else {2: 8, 3: 6}[processes]
+    found = encode_together(processes, monkeypatch, tmp_path / "shared", Encoder(), letters, count)
+    check(found, found.captions)
+    assert len(set(found.captions)) == count
+    if letters["kind"] == "folder":
+        (tmp_path / "shared" / "000000000.safetensors").unlink()
+        check(encode(tmp_path / "shared", Encoder(), letters))  # by one that goes on alone
+
+
+def test_latents_of_something_else_are_refused(letters, tmp_path):
+    encode(tmp_path / "latents", Encoder(), letters)
     other = Encoder()
     other.weight.data[3] = 2
     with pytest.raises(TrainingError, match="holds latents of another tokenizer or other data"):
-        encode(tmp_path / "parts", other)
+        encode(tmp_path / "latents", other, letters)
     with pytest.raises(TrainingError, match=r"data.count is 11, but (there are|the shards of process 1 of 1 hold) 10 "):
-        encode(tmp_path / "eleven", Encoder(), count=11)
+        encode(tmp_path / "eleven", Encoder(), letters, count=11)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"model.safetensors is no file of latents"):
+        encode(tmp_path, Encoder(), letters)
+    with pytest.raises(TrainingError, match=r"model.safetensors is a file; latents go into a folder"):
+        encode(tmp_path / "model.safetensors", Encoder(), letters)
+    (tmp_path / "latents" / "000000003.safetensors").unlink()
+    if letters["kind"] == "webdataset":
+        with pytest.raises(TrainingError, match=r"was begun with workers 0, not workers 2; go on as before"):
+            encode(tmp_path / "latents", Encoder(), letters, workers=2)

@@ -120,9 +120,8 @@ class GraphCache:
         """Kinds of run whose capture failed; they go without."""
 
     def clear(self) -> None:
-        """Give back the memory; for whoever moves or replaces the weights. What was refused is tried again."""
+        """Give back the memory; for whoever moves or replaces the weights."""
         self._kept.clear()
-        self.refused.clear()
 
     def usable(self, generator: nn.Module, plan: Plan, device: torch.device) -> bool:
         """Whether a run is worth graphs and its weights all lie on the CUDA device."""
@@ -137,6 +136,7 @@ class GraphCache:
         weights = tuple(parameter.data_ptr() for parameter in fresh.generator.parameters())
         if weights != self._weights:
             self.clear()
+            self.refused.clear()  # there may be room now
             self._weights = weights
         slots = -(-fresh.plan.slots // SLOT_STEP) * SLOT_STEP
         # What code reads and no tensor holds; and tensors of inference mode can only be written in inference mode.

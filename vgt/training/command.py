@@ -38,7 +38,8 @@ def run(options) -> None:
 
     from .trainer import start_processes
 
-    start_processes(config.get("training", {}).get("device"))
+    settings = config.get("training")
+    start_processes(settings.get("device") if isinstance(settings, dict) else None)
 
     stage = import_module(f".{options.stage}_command", __package__)
     try:
@@ -72,7 +73,10 @@ def require(config: dict, *names: str) -> None:
 
 def read_table(config: dict, name: str, kind: type, **more):
     """A table of a configuration, and `more`, as a dataclass. Raises TrainingError for settings that do not suit it."""
-    table = {key: tuple(value) if isinstance(value, list) else value for key, value in config.get(name, {}).items()}
+    table = config.get(name, {})
+    if not isinstance(table, dict):
+        raise TrainingError(f"{name} is {table!r}; it must be a table, [{name}].")
+    table = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     known = {field.name for field in fields(kind) if field.init} - more.keys()
     if unknown := sorted(table.keys() - known):
         raise TrainingError(
@@ -82,6 +86,12 @@ def read_table(config: dict, name: str, kind: type, **more):
         return kind(**table, **more)
     except TypeError as error:
         raise TrainingError(f"The [{name}] table is incomplete ({error}).") from error
+
+
+def check_whole(name: str, value) -> None:
+    """Raises TrainingError unless a setting is a whole number from 1 on."""
+    if not isinstance(value, int) or value < 1:
+        raise TrainingError(f"{name} is {value!r}; it must be a whole number from 1 on.")
 
 
 def read_settings(config: dict) -> Settings:
@@ -95,9 +105,7 @@ def read_settings(config: dict) -> Settings:
     table.setdefault("dtype", "bfloat16" if cuda else "float32")
     settings = read_table({"training": table}, "training", Settings)
     for name in ("steps", "batch_size", "log_every", "save_every", "sheet_every"):
-        value = getattr(settings, name)
-        if not isinstance(value, int) or value < 1:
-            raise TrainingError(f"training.{name} is {value!r}; it must be a whole number from 1 on.")
+        check_whole(f"training.{name}", getattr(settings, name))
     if settings.dtype not in ("float32", "bfloat16"):
         raise TrainingError(f"training.dtype is {settings.dtype!r}; it must be float32 or bfloat16.")
     if settings.muon and not hasattr(torch.optim, "Muon"):

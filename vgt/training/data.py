@@ -129,16 +129,28 @@ class ShardDataset(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor, str]]:
         import webdataset
 
+        barren = 0
         for epoch in count() if self.endless else (0,):
             rng = random.Random(f"{self.seed} {epoch}")
             shards = rng.sample(self.shards, len(self.shards))
-            samples = webdataset.WebDataset(shards, shardshuffle=False, nodesplitter=webdataset.split_by_node)
+            samples = webdataset.WebDataset(
+                shards, shardshuffle=False, nodesplitter=webdataset.split_by_node, empty_check=False
+            )
+            seen = False
             try:
-                yield from samples.shuffle(1000, rng=rng).map(self._decode)
+                for sample in samples.shuffle(1000, rng=rng):
+                    seen = True
+                    yield self._decode(sample)
             except DataError:
                 raise
             except (OSError, EOFError, ValueError, tarfile.TarError) as error:
                 raise DataError(f"A shard cannot be read ({error}); replace or remove it.") from error
+            # A reader may be dealt a shard without samples, but not for ever.
+            barren = 0 if seen else barren + 1
+            if barren > len(shards):
+                raise DataError(
+                    f"There are no samples in the shards from {self.shards[0]} on; set data.path to others."
+                )
 
     def _decode(self, sample: dict) -> tuple[Tensor, str]:
         name = f"{sample['__key__']} of {sample['__url__']}"
@@ -244,8 +256,13 @@ def read(dataset, batch_size: int, workers: int, sampler: Sampler | None = None)
                 f"There are {len(dataset.shards)} shards for {readers} reading processes; lower training.workers, or "
                 "cut the data into more shards."
             )
+    # Here, so that worker processes start when this is called.
+    return _in_one_sentence(iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers)))
+
+
+def _in_one_sentence(loaded: Iterator) -> Iterator:
     try:
-        yield from DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers)
+        yield from loaded
     except DataError as error:
         # A worker's error comes with its whole traceback as the message.
         raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None

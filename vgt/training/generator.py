@@ -14,7 +14,7 @@ from ..prompt import PromptTokenizer
 from .build import seeded
 from .captioning import Captioner, caption_loss
 from .sequence import in_steps, next_states, query_states
-from .settings import Settings, TrainingError
+from .settings import Settings
 from .sheet import save_sheet
 from .trainer import Stage
 
@@ -67,16 +67,8 @@ class GeneratorStage(Stage):
         settings: Settings,
         review_with=None,
     ):
-        """dataset: a `LatentDataset`, with features for REPA and captioning. review_with: see `Review`.
-
-        Raises TrainingError when `objective.openings` draws more tokens than a picture has.
-        """
+        """dataset: a `LatentDataset`, with features for REPA and captioning. review_with: see `Review`."""
         super().__init__()
-        tokens = dataset[0][0][0].numel()
-        if not all(0 <= drawn < tokens for drawn in objective.openings):
-            raise TrainingError(
-                f"objective.openings is {list(objective.openings)}; of {tokens} tokens 0 to {tokens - 1} can be drawn."
-            )
         self.trained = generator
         self.tokenizer = PromptTokenizer(tokenizer_json, pad_token)
         self.captioner = Captioner(tokenizer_json) if objective.caption else None

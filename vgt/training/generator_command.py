@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 from ..checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
-from ..config import QWEN2_5_VL, FlowHeadConfig, GeneratorConfig, ModelConfig
+from ..config import QWEN2_5_VL, TOKEN_PIXELS, FlowHeadConfig, GeneratorConfig, ModelConfig
 from ..model import build_autoencoder
 from .base_model import load_base
 from .build import new_generator
-from .command import read_settings, read_table, require
+from .command import check_whole, read_settings, read_table, require
 from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
 from .latents import cached_latents
@@ -32,7 +32,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     require(config, "base", "autoencoder", "data.size", "generator.query_grid", "generator.flow_head")
     objective = read_table(config, "objective", Objective)
     table = config["generator"]
-    flow_head = read_table(table, "flow_head", FlowHeadConfig)
+    flow_head = read_table({"generator.flow_head": table["flow_head"]}, "generator.flow_head", FlowHeadConfig)
     base = load_base(config["base"], config.get("family"), table.get("layers"))
     if objective.caption and base.family != QWEN2_5_VL:
         raise TrainingError(f"objective.caption is for Qwen2.5-VL's chat template; leave it out for {base.family}.")
@@ -57,16 +57,22 @@ def run(config: dict, out: Path, until: int | None) -> None:
         if isinstance(dataset, IterableDataset):
             raise TrainingError("[data] lacks count, how many pictures of the shards to encode.")
         count = len(dataset)
-    cache = Path(config.get("latents", out / "latents"))
-    features = bool(objective.repa or objective.caption)
-    latents = cached_latents(
-        cache, dataset, autoencoder, data, count, settings.device, features=features, workers=settings.workers
-    )
+    check_whole("data.count", count)
+    tokens = (data["size"] // TOKEN_PIXELS) ** 2
+    if not all(0 <= drawn < tokens for drawn in objective.openings):
+        raise TrainingError(
+            f"objective.openings is {list(objective.openings)}; of {tokens} tokens 0 to {tokens - 1} can be drawn."
+        )
     review = None
     if "held_out" in config:
         held_out = open_held_out(config["held_out"], captions=True)
         prompts = [caption_of(held_out, index) for index in range(min(16, len(held_out)))]
         review = read_table(config, "sheet", Review, autoencoder=autoencoder, prompts=prompts, size=data["size"])
+    cache = Path(config.get("latents", out / "latents"))
+    features = bool(objective.repa or objective.caption)
+    latents = cached_latents(
+        cache, dataset, autoencoder, data, count, settings.device, features=features, workers=settings.workers
+    )
     stage = GeneratorStage(generator, base.tokenizer_json, base.pad_token, objective, latents, settings, review)
     trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):

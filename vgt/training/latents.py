@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import islice
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -23,29 +24,33 @@ from .settings import TrainingError
 BATCH = 64
 """Pictures encoded at once."""
 CHUNK = 1024
-"""Pictures a file: what is held in memory until it is written, and what is encoded again after a break."""
+"""Pictures a file, at most: what is held in memory until it is written, and what is encoded again after a break."""
 
 
 class LatentDataset(Dataset):
-    """(latent [32, h, w], caption, semantic features [T, D]) of each picture; all float32, stored in half.
+    """(latent [32, h, w], caption, semantic features [T, D]) of the first `count` pictures, float32, stored in half.
 
     The features are [0] where they were not kept. Files are mapped into memory, not read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, count: int):
         self.captions: list[str] = []
-        self._chunks: list[tuple[Tensor, Tensor]] = []
-        for path in sorted(folder.glob("*.safetensors")):
+        self._firsts: list[int] = []
+        self._files: list[tuple[Tensor, Tensor]] = []
+        for path in _files(folder):
             with safe_open(path, framework="pt") as file:
-                self._chunks.append((file.get_tensor("latents"), file.get_tensor("features")))
-                self.captions += json.loads(bytes(file.get_tensor("captions")))
+                self._firsts.append(len(self.captions))
+                self._files.append((file.get_tensor("latents"), file.get_tensor("features")))
+                self.captions += json.loads(file.get_tensor("captions").numpy().tobytes())
+        del self.captions[count:]
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, Tensor]:
-        chunk, row = divmod(index, CHUNK)
-        latents, features = self._chunks[chunk]
+        file = bisect_right(self._firsts, index) - 1
+        latents, features = self._files[file]
+        row = index - self._firsts[file]
         return latents[row].float(), self.captions[index], features[row].float()
 
 
@@ -56,7 +61,7 @@ def cached_latents(
     """Encode the first `count` items of `dataset` into `folder`, or what is missing of them; every process does a part.
 
     data: plain data that tells the data apart. features: keep the semantic features too. Raises TrainingError when
-    `folder` holds latents of another tokenizer or other data, and when there are fewer items.
+    `folder` holds something else, or latents of another tokenizer or other data, and when there are fewer items.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     stream = isinstance(dataset, ShardDataset)
@@ -64,72 +69,102 @@ def cached_latents(
         raise TrainingError(f"data.count is {count}, but there are {len(dataset)} pictures.")
     # The pixel decoder has no part in latents.
     encoder = {
-        name: tensor for name, tensor in autoencoder.state_dict().items() if not name.startswith("pixel_decoder.")
+        name: tensor for name, tensor in autoencoder.state_dict().items() if not name.startswith("pixel_decoder")
     }
-    about = {"data": data, "encoder": fingerprint(encoder), "count": count, "features": features}
-    about = json.loads(json.dumps(about))
-    # Which pictures of a stream a process sees.
-    readers = [world, workers] if stream else None
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{index:06}.safetensors" for index in range(-(-count // CHUNK))]
-    done = [path.is_file() for path in paths]
-    _check(folder, about, None if all(done) else readers)
+    about = {"data": data, "encoder": fingerprint(encoder), "features": features}
+    # Of a stream each process sees its own part.
+    reading = {"count": count, "processes": world, "workers": workers} if stream else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise TrainingError(f"{folder} is a file; latents go into a folder.") from error
+    missing = _missing(folder, json.loads(json.dumps(about)), reading, count)
+    if world > 1:
+        dist.barrier()  # or some would count what others have just written
 
-    mine = range(rank, len(paths), world)
-    # A stream can only be read from its start.
-    read_chunks = mine if stream else [chunk for chunk in mine if not done[chunk]]
-    places = [place for chunk in read_chunks for place in range(chunk * CHUNK, min(count, (chunk + 1) * CHUNK))]
-    if all(done[chunk] for chunk in mine):
-        places = []
-    upcoming, rows, seen = iter(places), [], 0
-    batches = read(dataset if stream else Subset(dataset, places), BATCH, workers) if places else ()
-    with tqdm(total=len(places), desc="encoding", unit="picture", disable=rank > 0, mininterval=5) as bar:
-        for pixels, captions in batches:
-            here = list(islice(upcoming, len(pixels)))
-            new = [index for index, place in enumerate(here) if not done[place // CHUNK]]
-            if new:
-                semantic, latent = latent_of(autoencoder, pixels[new].to(device), normalised=True)
-                kept = semantic.half().cpu() if features else torch.empty(len(new), 0)
-                rows += zip((here[index] for index in new), latent.half().cpu(), kept, (captions[i] for i in new))
-            while rows and rows[-1][0] >= (end := min(count, rows[0][0] + CHUNK)) - 1:
-                first = rows[0][0]
-                _write(paths[first // CHUNK], rows[: end - first], {"about": about, "readers": readers})
-                del rows[: end - first]
-            seen += len(here)
-            bar.update(len(here))
-            if seen == len(places):
+    skip = 0
+    if stream:
+        mine = range(count * rank // world, count * (rank + 1) // world)
+        # It can only be read from its start; what was done of it is dropped.
+        skip = next((place for place in missing if place in mine), mine.stop) - mine.start
+        mine, source = mine[skip:], dataset
+    else:
+        mine = missing[len(missing) * rank // world : len(missing) * (rank + 1) // world]
+        source = Subset(dataset, mine)
+    pieces, rows, left, seen = _pieces(mine), [], len(mine), skip
+    with tqdm(total=left, desc="encoding", unit="picture", disable=rank > 0, mininterval=5) as bar:
+        for pixels, captions in read(source, BATCH, workers) if mine else ():
+            here = slice(skip, skip + left)
+            skip = max(0, skip - len(pixels))
+            pixels, captions = pixels[here], captions[here]
+            if not captions:
+                continue
+            semantic, latent = latent_of(autoencoder, pixels.to(device), normalised=True)
+            kept = semantic.half().cpu() if features else torch.empty(len(pixels), 0)
+            rows += zip(latent.half().cpu(), kept, captions)
+            while pieces and len(rows) >= len(pieces[0]):
+                piece = pieces.pop(0)
+                _write(folder, piece[0], rows[: len(piece)], {"about": about, "reading": reading})
+                del rows[: len(piece)]
+            left, seen = left - len(captions), seen + len(captions)
+            bar.update(len(captions))
+            if not left:
                 break
-    if seen < len(places):
+    if left:
         raise TrainingError(
             f"data.count is {count}, but the shards of process {rank + 1} of {world} hold {seen} pictures of its "
-            f"{len(places)}; lower data.count."
+            f"{seen + left}; lower data.count, and remove {folder}."
         )
     if world > 1:
         dist.barrier()
-    return LatentDataset(folder)
+    return LatentDataset(folder, count)
 
 
-def _check(folder: Path, about: dict, readers: list[int] | None) -> None:
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            found = json.loads(file.metadata()["latents of"])
+def _files(folder: Path) -> list[Path]:
+    """In the order of their pictures: a file's name is the place of its first."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _missing(folder: Path, about: dict, reading: dict | None, count: int) -> list[int]:
+    """The places below `count` that no file holds yet. Raises TrainingError for files that are of something else."""
+    done, begun = set(), None
+    for path in _files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = json.loads((file.metadata() or {})["latents"])
+                held = file.get_slice("latents").get_shape()[0]
+            done.update(range(int(path.stem), int(path.stem) + held))
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise TrainingError(f"{path} is no file of latents; give latents a folder of their own.") from error
         if found["about"] != about:
             raise TrainingError(
                 f"{folder} holds latents of another tokenizer or other data; remove it to encode again."
             )
-        if readers is not None and found["readers"] != readers:
-            was, now = found["readers"], readers
-            raise TrainingError(
-                f"{folder} was begun by {was[0]} processes with {was[1]} workers each, not {now[0]} with {now[1]}; "
-                "go on with as many, or remove it to encode again."
-            )
+        begun = found["reading"]
+    missing = [place for place in range(count) if place not in done]
+    if missing and begun != reading and done:
+        names = [name for name in reading if begun[name] != reading[name]]
+        was, now = (", ".join(f"{name} {one[name]}" for name in names) for one in (begun, reading))
+        raise TrainingError(f"{folder} was begun with {was}, not {now}; go on as before, or remove it to encode again.")
+    return missing
 
 
-def _write(path: Path, rows: list[tuple[int, Tensor, Tensor, str]], about: dict) -> None:
-    _, latents, features, captions = zip(*rows)
+def _pieces(places: Sequence[int]) -> list[list[int]]:
+    """Cut rising places into runs without a gap, of CHUNK at most."""
+    pieces: list[list[int]] = []
+    for place in places:
+        if not pieces or place != pieces[-1][-1] + 1 or len(pieces[-1]) == CHUNK:
+            pieces.append([])
+        pieces[-1].append(place)
+    return pieces
+
+
+def _write(folder: Path, first: int, rows: list[tuple[Tensor, Tensor, str]], about: dict) -> None:
+    latents, features, captions = zip(*rows)
     # As a tensor: the header of a safetensors file ends at 100 MB.
     text = torch.frombuffer(bytearray(json.dumps(captions).encode()), dtype=torch.uint8)
     tensors = {"latents": torch.stack(latents), "features": torch.stack(features), "captions": text}
+    path = folder / f"{first:09}.safetensors"
     partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, metadata={"latents of": json.dumps(about)})
+    save_file(tensors, partial, metadata={"latents": json.dumps(about)})
     os.replace(partial, path)

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -258,14 +258,15 @@ class _Log:
         """Drop what comes after step `first`, which is done again; returns what stays."""
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # Only the last one may be broken off.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
-        if kept != lines:
-            partial = path.with_name(path.name + ".part")
-            partial.write_text("".join(kept), encoding="utf-8")
-            os.replace(partial, path)
-        return [json.loads(line) for line in kept]
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # of a line that was broken off
+                kept.append(json.loads(line))
+        kept = [line for line in kept if line["step"] <= first]
+        partial = path.with_name(path.name + ".part")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, path)
+        return kept
 
     def is_due(self, done: int) -> bool:
         """Whether a review comes after so many steps."""
