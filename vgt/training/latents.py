@@ -6,6 +6,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,10 +92,25 @@ def cached_latents(
     else:
         mine = missing[len(missing) * rank // world : len(missing) * (rank + 1) // world]
         source = Subset(dataset, mine)
-    pieces, rows, left, seen = _pieces(mine), [], len(mine), skip
-    with tqdm(total=left, desc="encoding", unit="picture", disable=rank > 0, mininterval=5) as bar:
-        for pixels, captions in read(source, BATCH, workers) if mine else ():
-            here = slice(skip, skip + left)
+    keep = partial(_write, folder, about={"about": about, "reading": reading})
+    encoded = _encode(read(source, BATCH, workers), skip, mine, autoencoder, device, features, keep) if mine else 0
+    if encoded < len(mine):
+        raise TrainingError(
+            f"data.count is {count}, but the shards of process {rank + 1} of {world} hold {skip + encoded} pictures of "
+            f"its {skip + len(mine)}; lower data.count, and remove {folder}."
+        )
+    if world > 1:
+        dist.barrier()
+    return LatentDataset(folder, count)
+
+
+def _encode(batches, skip: int, places: Sequence[int], autoencoder, device, features: bool, keep) -> int:
+    """Encode what comes after `skip` pictures for `places`, and `keep` it file by file; returns how many there were."""
+    pieces, rows, encoded = _pieces(places), [], 0
+    shown = not dist.is_initialized() or dist.get_rank() == 0
+    with tqdm(total=len(places), desc="encoding", unit="picture", disable=not shown, mininterval=5) as bar:
+        for pixels, captions in batches:
+            here = slice(skip, skip + len(places) - encoded)
             skip = max(0, skip - len(pixels))
             pixels, captions = pixels[here], captions[here]
             if not captions:
@@ -104,20 +120,13 @@ def cached_latents(
             rows += zip(latent.half().cpu(), kept, captions)
             while pieces and len(rows) >= len(pieces[0]):
                 piece = pieces.pop(0)
-                _write(folder, piece[0], rows[: len(piece)], {"about": about, "reading": reading})
+                keep(piece[0], rows[: len(piece)])
                 del rows[: len(piece)]
-            left, seen = left - len(captions), seen + len(captions)
+            encoded += len(captions)
             bar.update(len(captions))
-            if not left:
+            if encoded == len(places):
                 break
-    if left:
-        raise TrainingError(
-            f"data.count is {count}, but the shards of process {rank + 1} of {world} hold {seen} pictures of its "
-            f"{seen + left}; lower data.count, and remove {folder}."
-        )
-    if world > 1:
-        dist.barrier()
-    return LatentDataset(folder, count)
+    return encoded
 
 
 def _files(folder: Path) -> list[Path]:
@@ -165,6 +174,6 @@ def _write(folder: Path, first: int, rows: list[tuple[Tensor, Tensor, str]], abo
     text = torch.frombuffer(bytearray(json.dumps(captions).encode()), dtype=torch.uint8)
     tensors = {"latents": torch.stack(latents), "features": torch.stack(features), "captions": text}
     path = folder / f"{first:09}.safetensors"
-    partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, metadata={"latents": json.dumps(about)})
-    os.replace(partial, path)
+    unfinished = path.with_name(path.name + ".part")
+    save_file(tensors, unfinished, metadata={"latents": json.dumps(about)})
+    os.replace(unfinished, path)
