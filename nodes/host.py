@@ -25,7 +25,7 @@ from ..vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ..vgt.plan import group_sizes
 from ..vgt.prompt import PromptTokenizer
 from ..vgt.qwen_tokenizer import build_family_tokenizer
-from .vae import VGTVAE, Patcher, free_memory, is_paged
+from .vae import VGTVAE, Patcher, free_memory, is_paged, room_for
 
 FOLDER = "vgt"
 """Name of the models folder, also in extra_model_paths.yaml."""
@@ -195,7 +195,7 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
     """vgt.generation.generate on the host's device. A batch that does not fit is drawn in two halves."""
     patcher = model.patcher
     needed = _sampling_memory(model, prompts, negative, settings)
-    if free_memory(patcher) < max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory()):
+    if free_memory(patcher) < room_for(needed):
         patcher.model.graphs.clear()  # rather than have the host unload weights for want of what these hold
         memory.soft_empty_cache()
     memory.load_models_gpu([patcher], memory_required=needed)

@@ -34,6 +34,11 @@ def free_memory(patcher) -> int:
     return free(patcher.load_device)
 
 
+def room_for(needed: int) -> int:
+    """Bytes that the host wants free beside the weights for a run that needs so many (its load_models_gpu)."""
+    return max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory())
+
+
 class VGTVAE(comfy.sd.VAE):
     """VGT-AE as a VAE of the host: encode, decode, their tiled forms and out-of-memory fallbacks are the host's own."""
 
@@ -82,12 +87,11 @@ class VGTVAE(comfy.sd.VAE):
         False: there is no room for both.
         """
         needed += self.memory_used_decode(shape, self.vae_dtype)
-        room = max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory())
         if is_paged(self.patcher):  # pages count as free: the weights of both must fit, or they displace one another
             missing = self.patcher.model_size() + sampler.model_size()
         else:
             missing = self.patcher.model_size() - self.patcher.loaded_size()
-        if self.device.type != "cpu" and free_memory(self.patcher) < 1.1 * missing + room:
+        if self.device.type != "cpu" and free_memory(self.patcher) < 1.1 * missing + room_for(needed):
             logging.info("VGT: no previews, since there is no room for the VAE beside the model.")
             return False
         memory.load_models_gpu([self.patcher], memory_required=needed)
