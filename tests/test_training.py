@@ -1,18 +1,14 @@
-"""Training: a miniature of every stage, exact resume, and the sequence that training and generation share."""
+"""Training: a miniature of every stage, exact resume, and the sequence that training and generation share. The loop
+itself: test_training_loop.py."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import vgt
-from host import ROOT
+from miniatures import LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, training
 from vgt.autoencoder import channel_norm
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.evaluation import convergence, results
@@ -32,29 +28,6 @@ from vgt.training.sequence import next_states, query_states
 from vgt.training.settings import Settings, TrainingError
 from vgt.training.text import PAD, train_tokenizer
 
-SCENES = {"kind": "scenes", "size": 56, "seed": 1, "length": 256}
-HELD_OUT = {"kind": "scenes", "size": 56, "seed": 2, "length": 4, "split": "test"}
-VISION = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 48, "full_attention": [1]}
-LANGUAGE = {"width": 32, "depth": 2, "heads": 2, "kv_heads": 1, "head_width": 16, "mlp_width": 64, "max_positions": 512}
-DECODER = {"widths": [8, 16, 32], "blocks": [1, 1, 1], "attention": [False, False, False]}
-
-
-def training(**changes):
-    table = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "warmup": 1, "log_every": 1, "threads": 1}
-    return {**table, "device": "cpu", "dtype": "float32", "save_every": 3, "sheet_every": 12, **changes}
-
-
-def captioner(**changes):
-    return {
-        "data": SCENES,
-        "held_out": HELD_OUT,
-        "tokenizer": {"vocabulary": 400, "captions": 100},
-        "vision": VISION,
-        "language": LANGUAGE,
-        "thumbnail_weight": 5.0,
-        "training": training(**changes),
-    }
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
@@ -70,34 +43,6 @@ def tokenizer(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     autoencoder_command.run(autoencoder(base), folder, None)
     return folder
-
-
-def autoencoder(base, objective=None, **changes):
-    weights = {"distillation": 0.1, "adversarial": 0.05, "adversarial_from": 6, "noise": 0.1}
-    return {
-        "base": str(base / "base"),
-        "data": SCENES,
-        "held_out": HELD_OUT,
-        "decoder": DECODER,
-        "objective": {**weights, **(objective or {})},
-        "training": training(**changes),
-    }
-
-
-def generator(base, tokenizer, **changes):
-    return {
-        "base": str(base / "base"),
-        "autoencoder": str(tokenizer / autoencoder_command.FILE),
-        "data": {**SCENES, "count": 32},
-        "generator": {"query_grid": 4, "flow_head": {"width": 32, "depth": 2}},
-        "objective": {"caption": 0.1, "repa": 0.1, "openings": [0, 2]},
-        "training": training(ema=0.9, **changes),
-    }
-
-
-def losses(folder, name="loss"):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
 
 
 def test_each_stage_lowers_its_loss(base, tokenizer, tmp_path):
@@ -171,115 +116,10 @@ def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):
         assert torch.allclose(tensor, other.state_dict()[name], atol=1e-3), name
 
 
-def test_two_processes_train_together_and_stop_at_ctrl_c(base, tmp_path):
-    """torchrun, as a person would start it; each draws its own share of a batch, and both the same gradient."""
-    lines = [*captioner_toml(captioner(steps=100_000, log_every=1))]
-    (tmp_path / "two.toml").write_text("\n".join(lines))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgt"]
-    command = [sys.executable, *launcher, "train", "captioner", "two.toml", "--out", "two"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
-    metrics = tmp_path / "two" / "metrics.jsonl"
-    while run.poll() is None and not (metrics.is_file() and len(losses(tmp_path / "two")) > 2):
-        time.sleep(0.2)
-    os.killpg(run.pid, signal.SIGINT)  # as the terminal does: to torchrun and to both
-    assert run.wait(60) != 0
-    kept = torch.load(tmp_path / "two" / "last.pt", weights_only=True)
-    assert kept["step"] == len(losses(tmp_path / "two"))
-    with pytest.raises(TrainingError, match=r"another configuration \(processes was 2, is 1\)"):
-        captioner_command.run(read_config(tmp_path / "two.toml"), tmp_path / "two", None)
-
-
-def captioner_toml(config):
-    """The lines of a configuration of numbers, texts and lists, one level of tables deep."""
-    for name, value in config.items():
-        if not isinstance(value, dict):
-            yield f"{name} = {json.dumps(value)}"
-    for name, table in config.items():
-        if isinstance(table, dict):
-            yield f"[{name}]"
-            yield from (f"{key} = {json.dumps(value)}" for key, value in table.items())
-
-
-def test_resume_from_another_configuration_is_refused(base, tmp_path):
-    captioner_command.run(captioner(steps=4), tmp_path, 1)
-    with pytest.raises(TrainingError, match=r"another configuration \(training.learning_rate was 0.003, is 0.01\)"):
-        captioner_command.run(captioner(steps=4, learning_rate=0.01), tmp_path, None)
-    captioner_command.run(captioner(steps=4, log_every=3), tmp_path, 2)
-
-
 def test_openings_past_the_picture_are_refused(base, tokenizer, tmp_path):
     config = generator(base, tokenizer, steps=2)
     with pytest.raises(TrainingError, match=r"objective.openings is \[0, 4\]; of 4 tokens 0 to 3 can be drawn"):
         generator_command.run({**config, "objective": {"openings": [0, 4]}}, tmp_path, None)
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(base, tmp_path, monkeypatch):
-    from vgt.training import captioner_stage
-
-    real, calls = captioner_stage.caption_loss, []
-
-    def spoilt(*arguments):
-        calls.append(1)
-        return real(*arguments) * (float("nan") if len(calls) == 5 else 1)
-
-    monkeypatch.setattr(captioner_stage, "caption_loss", spoilt)
-    with pytest.raises(TrainingError, match=r"became nan in step 5; the checkpoint of step 3 is kept"):
-        captioner_command.run(captioner(), tmp_path, None)
-    kept = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert kept["step"] == 3
-    assert all(tensor.isfinite().all() for tensor in kept["stage"].values())
-
-
-def test_a_gradient_that_is_not_finite_is_not_applied(base, tmp_path, monkeypatch):
-    from vgt.training.captioner_stage import CaptionerStage
-
-    def spoil(self, step):
-        if step == 2:  # where the checkpoint of step 3 would be made
-            weight = self.trained.language_model.norm.weight
-            weight.register_hook(lambda gradient: gradient * float("inf"))
-
-    monkeypatch.setattr(CaptionerStage, "begin_step", spoil)
-    with pytest.raises(TrainingError, match=r"The gradient became (inf|nan) in step 3; there is no checkpoint yet"):
-        captioner_command.run(captioner(), tmp_path, None)
-    assert not (tmp_path / "last.pt").exists()
-
-
-def test_ctrl_c_writes_a_checkpoint(base, tmp_path, monkeypatch):
-    from vgt.training.captioner_stage import CaptionerStage
-
-    def interrupt(self, step):
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(CaptionerStage, "begin_step", interrupt)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
-        captioner_command.run(captioner(), tmp_path, None)
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
-
-
-def test_a_review_that_ctrl_c_cut_off_is_made_up_for(base, tmp_path, monkeypatch):
-    from vgt.training.captioner_stage import CaptionerStage
-
-    def interrupt(self, step):
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    config = captioner(steps=4, sheet_every=2)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
-        patch.setattr(CaptionerStage, "begin_step", interrupt)
-        captioner_command.run(config, tmp_path, None)
-    metrics = tmp_path / "metrics.jsonl"
-    assert "held_out" not in metrics.read_text()
-    with metrics.open("a") as file:
-        file.write('{"step": 3, "loss": 9.0}\n{"step": 4, "lo')  # as a crash after the checkpoint leaves it
-    for _ in range(2):
-        captioner_command.run(config, tmp_path, None)
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-        assert [(line["step"], "loss" in line) for line in lines] == [
-            (1, True), (2, True), (2, False), (3, True), (4, True), (4, False),
-        ]  # fmt: skip
-    assert (tmp_path / "captions-000002.tsv").is_file()
 
 
 def test_features_may_be_wider_than_the_language_model():
