@@ -222,8 +222,13 @@ class Host:
         self._request("/interrupt", b"{}", "application/json")
 
     def free(self):
-        """Ask the host to unload all models and drop its cache; it does so when no prompt is running."""
+        """Have the host unload all models and drop its cache.
+
+        It does so between two prompts, so one that does nothing is run: whatever is queued later finds nothing loaded.
+        """
         self._request("/free", b'{"unload_models": true, "free_memory": true}', "application/json")
+        empty = {"class_type": "EmptyImage", "inputs": {"width": 1, "height": 1, "batch_size": 1, "color": 0}}
+        self.run({"1": empty, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
 
     def upload_image(self, path):
         """Put an image file into the host's input folder; returns the name that Load Image takes."""
