@@ -57,9 +57,7 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        # Not self.mlp(…): the weights that stream by push Python's own data out of the caches, so each call is dear.
-        into, _, out = self.mlp
-        return torch.addcmul(x, gate, out(F.silu(into(torch.addcmul(shift, self.in_ln(x), scale)))))
+        return torch.addcmul(x, gate, self.mlp(torch.addcmul(shift, self.in_ln(x), scale)))
 
 
 class FlowHead(nn.Module):
