@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, Qwen2Config, Qwen2Model
 
-from vgt.autoencoder import channel_norm
 from vgt.config import QWEN2_5_VL
-from vgt.plan import draw_order, group_sizes
+from vgt.networks.autoencoder import channel_norm
+from vgt.run.plan import draw_order, group_sizes
 
 
 class Head(nn.Module):

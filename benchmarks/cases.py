@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 import vgt
-from vgt.autoencoder import Autoencoder
 from vgt.config import (
     INTERNVL3,
     QWEN2_5_VL,
@@ -22,8 +21,9 @@ from vgt.config import (
     LanguageModelConfig,
     QwenVisionConfig,
 )
-from vgt.flow_head import FlowHead, FlowSampler, FlowSettings
-from vgt.generation import Generator, draw_noise
+from vgt.networks.autoencoder import Autoencoder
+from vgt.networks.flow_head import FlowHead, FlowSampler, FlowSettings
+from vgt.run.generation import Generator, draw_noise, generate
 
 from .baseline import Baseline, Head
 from .timing import finish, in_turn, peak_memory
@@ -101,9 +101,7 @@ def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -
     settings = {"height": side, "width": side, "seed": 0, "cfg": CFG, "tokens_per_step": tokens_per_step}
 
     def ours(graphs=True):
-        return vgt.generation.generate(
-            generator, tokenizer, prompts, **settings, flow=FlowSettings(STEPS), noise=noise, graphs=graphs
-        )
+        return generate(generator, tokenizer, prompts, **settings, flow=FlowSettings(STEPS), noise=noise, graphs=graphs)
 
     generator.graphs.clear()  # those of other rows
     memory = peak_memory(device, ours)
@@ -142,7 +140,7 @@ def length(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]
                 finish(device)
                 ends.append(time.perf_counter())
 
-            vgt.generation.generate(generator, model.tokenizer, "a red circle", **settings, cfg=CFG, progress=progress)
+            generate(generator, model.tokenizer, "a red circle", **settings, cfg=CFG, progress=progress)
             if round_:
                 seconds[name].append((ends[-1] - ends[0]) / (len(ends) - 1))
     ratio = statistics.median(seconds["late"]) / statistics.median(seconds["early"])

@@ -1,11 +1,11 @@
-"""The ComfyUI side: one file a node; everything that touches the host is in host.py."""
+"""The ComfyUI side: one file a node; everything that touches the host is in host/."""
 
 from comfy_api.latest import ComfyExtension
 
-from . import host
 from .decode import VGTDecode
 from .encode import VGTEncode
 from .flow_head_settings import VGTFlowHeadSettings
+from .host.loading import register_model_folder, warn_if_installed_twice
 from .loader import VGTLoader
 from .sampler import VGTARSampler
 
@@ -16,6 +16,6 @@ class VGTExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> VGTExtension:
-    host.warn_if_installed_twice()
-    host.register_model_folder()
+    warn_if_installed_twice()
+    register_model_folder()
     return VGTExtension()

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
+from .host.vae import require_vgt_vae
 from .types import search_aliases
-from .vae import require_vgt_vae
 
 
 class VGTDecode(io.ComfyNode):

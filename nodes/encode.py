@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
+from .host.vae import FITS, fit_to_tokens, require_vgt_vae
 from .types import search_aliases
-from .vae import FITS, fit_to_tokens, require_vgt_vae
 
 
 class VGTEncode(io.ComfyNode):

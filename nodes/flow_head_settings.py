@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..vgt.flow_head import SOLVERS, FlowSettings
-from ..vgt.generation import CFG_SCHEDULES
+from ..vgt.networks.flow_head import SOLVERS, FlowSettings
+from ..vgt.run.generation import CFG_SCHEDULES
 from .types import FlowHead, search_aliases
 
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import host
+from .host.loading import DTYPES, load_model, model_names
 from .types import VGTModel, search_aliases
 
 
@@ -18,13 +18,13 @@ class VGTLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=host.model_names(),
+                    options=model_names(),
                     tooltip="A file in models/vgt, or a published model by name, which is downloaded "
                     "and converted when it is first used.",
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(host.DTYPES),
+                    options=list(DTYPES),
                     default="auto",
                     tooltip="The precision to compute in. auto: bf16 on a GPU that has it, else fp32. fp8_e4m3fn keeps "
                     "the weights in half the memory of bf16 and computes in bf16, at some loss.",
@@ -40,4 +40,4 @@ class VGTLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, dtype) -> io.NodeOutput:
-        return io.NodeOutput(*host.load_model(model, dtype))
+        return io.NodeOutput(*load_model(model, dtype))

@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..vgt.plan import DECODINGS, GROUPINGS, ORDERS
-from . import host, sampling
+from ..vgt.run.plan import DECODINGS, GROUPINGS, ORDERS
+from . import sampling
+from .host.loading import require_generator
 from .types import FlowHead, VGTModel, search_aliases
 
 
@@ -102,5 +103,5 @@ class VGTARSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent=None, flow_head=None, **settings) -> io.NodeOutput:
-        generator = host.require_generator(model)
+        generator = require_generator(model)
         return io.NodeOutput(sampling.sample(generator, latent, flow_head, **settings))

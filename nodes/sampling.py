@@ -1,4 +1,4 @@
-"""What VGT AR Sampler does with a LATENT: sizes, masks, batches. The drawing itself is vgt.generation."""
+"""What VGT AR Sampler does with a LATENT: sizes, masks, batches. The drawing itself is vgt.run.generation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
-from ..vgt.flow_head import FlowSettings
-from . import host
-from .vae import check_latent, nearest_multiple
+from ..vgt.networks.flow_head import FlowSettings
+from .host.drawing import generate
+from .host.loading import VGTModel
+from .host.progress import ProgressReport
+from .host.vae import check_latent, nearest_multiple
 
 
 def sample(
-    model: host.VGTModel,
+    model: VGTModel,
     latent: dict | None,
     flow_head: dict | None,
     *,
@@ -56,11 +58,11 @@ def sample(
     drawn = sum(int(masks[rows[0]].sum()) for rows in groups)
     if not drawn:
         logging.info("VGT: the mask covers no token, so the latent comes back as it was.")
-    progress = host.ProgressReport(model, drawn)
+    progress = ProgressReport(model, drawn)
     for rows in groups:
         mask = masks[rows[0]]
         if mask.any():
-            out[rows] = host.generate(
+            out[rows] = generate(
                 model,
                 progress,
                 [_plain(prompt)] * len(rows),

@@ -8,8 +8,8 @@ import torch
 
 import vgt
 from recorded import FIXTURES
-from vgt.checkpoint import read_checkpoint
-from vgt.torch_file import read_torch_file
+from vgt.files.checkpoint import read_checkpoint
+from vgt.files.torch_file import read_torch_file
 
 
 def make_folder(family, folder):

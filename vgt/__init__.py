@@ -5,9 +5,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load": "model",
     "Model": "model",
-    "CheckpointError": "checkpoint",
-    "FlowSettings": "flow_head",
-    "Progress": "generation",
+    "CheckpointError": "files.checkpoint",
+    "FlowSettings": "networks.flow_head",
+    "Progress": "run.generation",
 }
 
 __all__ = ["CheckpointError", "FlowSettings", "Model", "Progress", "load"]

@@ -73,7 +73,7 @@ def _load(options):
 
 
 def _convert(options) -> None:
-    from .checkpoint import convert
+    from .files.checkpoint import convert
 
     convert(options.source, options.target)
     print(f"{options.target} ({options.target.stat().st_size / 1e6:.0f} MB)")
@@ -82,7 +82,7 @@ def _convert(options) -> None:
 def _generate(options) -> None:
     from tqdm import tqdm
 
-    from .flow_head import FlowSettings
+    from .networks.flow_head import FlowSettings
 
     flow = FlowSettings(steps=options.steps)
     model = _load(options)

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import Autoencoder
-from .checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
 from .config import ModelConfig
-from .generation import Generator, generate
+from .files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
+from .networks.autoencoder import Autoencoder
 from .prompt import PromptTokenizer
+from .run.generation import Generator, generate
 
 
 class Model:

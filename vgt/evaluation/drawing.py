@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..config import TOKEN_PIXELS
-from ..fingerprint import fingerprint
-from ..flow_head import FlowSettings
-from ..generation import draw_noise
+from ..files.fingerprint import fingerprint
+from ..networks.flow_head import FlowSettings
+from ..run.generation import draw_noise
 
 BLOCK = 64
 """Pictures that are drawn in the same order of tokens; a batch stays within a block."""

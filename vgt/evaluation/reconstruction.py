@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import TOKEN_PIXELS
-from ..training.scenes import ScenesDataset
+from ..scenes.world import ScenesDataset
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..training.scenes import CATEGORIES
+from ..scenes.world import CATEGORIES
 
 AXES = {
     "tokens_per_step": "tokens a step",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..training.scenes import CATEGORIES, Request, sample_scene
-from .detector import detect, mistake
+from ..scenes.detector import detect, mistake
+from ..scenes.world import CATEGORIES, Request, sample_scene
 from .drawing import Settings, batches, draw, to_image
 
 PROMPT_SEED = "scenes score"

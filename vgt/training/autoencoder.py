@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autoencoder import Autoencoder, channel_norm
+from ..networks.autoencoder import Autoencoder, channel_norm
 from .build import seeded
 from .reconstruction_loss import Discriminator, VGGDistance, adversarial_losses, edge_distance
 from .settings import Settings

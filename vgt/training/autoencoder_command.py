@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ..checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
 from ..config import AutoencoderConfig, ModelConfig, PixelDecoderConfig
-from ..vision_tower import InternVisionTower, QwenVisionTower
+from ..files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
+from ..networks.vision_tower import InternVisionTower, QwenVisionTower
 from .autoencoder import AutoencoderStage, Objective
 from .base_model import load_base, load_pixel_decoder
 from .build import new_autoencoder

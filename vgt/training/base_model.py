@@ -14,15 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import read_tokenizer
-from ..config import (
-    FAMILIES,
-    INTERNVL3,
-    QWEN2_5_VL,
-    InternVisionConfig,
-    LanguageModelConfig,
-    QwenVisionConfig,
-)
+from ..config import FAMILIES, INTERNVL3, QWEN2_5_VL, InternVisionConfig, LanguageModelConfig, QwenVisionConfig
+from ..files.checkpoint import read_tokenizer
 from .captioning import mrope_section
 from .settings import TrainingError
 from .text import IMAGE, PAD, VISION_END, VISION_START

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..autoencoder import Autoencoder
 from ..config import AutoencoderConfig, GeneratorConfig, LanguageModelConfig
-from ..generation import Generator
-from ..language_model import LanguageModel
-from ..pixel_decoder import ResBlock
+from ..networks.autoencoder import Autoencoder
+from ..networks.language_model import LanguageModel
+from ..networks.pixel_decoder import ResBlock
+from ..run.generation import Generator
 
 _STD = 0.02
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .captions import NUMBERS, RELATION_WORDS
-from .scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, ScenesDataset
+from ..scenes.captions import NUMBERS, RELATION_WORDS
+from ..scenes.world import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, ScenesDataset
 
 _COUNTS = {word: count for count, words in NUMBERS.items() for word in words} | {"a": 1, "an": 1}
 _THING = re.compile(
@@ -76,8 +76,8 @@ def score(vision_tower, language_model, tokenizer_json: str | bytes, dataset: Sc
 
 
 def main() -> None:
-    from ..checkpoint import read_checkpoint
     from ..config import QWEN2_5_VL
+    from ..files.checkpoint import read_checkpoint
     from ..model import build_autoencoder, build_generator
 
     parser = argparse.ArgumentParser(description=__doc__)

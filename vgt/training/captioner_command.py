@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ..config import LanguageModelConfig, QwenVisionConfig
-from ..vision_tower import QwenVisionTower
+from ..networks.vision_tower import QwenVisionTower
 from .build import new_language_model, seeded
 from .captioner_stage import CaptionerStage
 from .captioning import VisionLanguageModel

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..language_model import KVCache, LanguageModel, rotary_table
+from ..networks.language_model import KVCache, LanguageModel, rotary_table
 from .sequence import LENGTH_STEP
 from .text import IMAGE, PAD, TURN_END, TURN_START, VISION_END, VISION_START
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..config import TOKEN_PIXELS
-from .scenes import ScenesDataset
+from ..scenes.world import ScenesDataset
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..generation import Generator, generate
 from ..prompt import PromptTokenizer
+from ..run.generation import Generator, generate
 from .build import seeded
 from .captioning import Captioner, caption_loss
 from .sequence import in_steps, next_states, query_states

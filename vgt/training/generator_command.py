@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
-from ..checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
 from ..config import QWEN2_5_VL, TOKEN_PIXELS, FlowHeadConfig, GeneratorConfig, ModelConfig
+from ..files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
 from ..model import build_autoencoder
 from .base_model import load_base
 from .build import new_generator

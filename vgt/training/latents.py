@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from ..fingerprint import fingerprint
+from ..files.fingerprint import fingerprint
 from .autoencoder import latent_of
 from .data import ShardDataset, read
 from .settings import TrainingError

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..generation import Generator
-from ..language_model import rotary_table
+from ..networks.language_model import rotary_table
 from ..prompt import TokenizedPrompts
+from ..run.generation import Generator
 
 LENGTH_STEP = 16
 """Texts are padded to multiples of this: kernels are made for a shape, and every length would be another one."""

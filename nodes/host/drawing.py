@@ -1,0 +1,92 @@
+"""A run under the host's memory management: what it needs, and what happens where that is not there."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.model_management as memory
+import torch
+from torch import Tensor
+
+from ...vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
+from ...vgt.networks.flow_head import MODULATION_ROWS
+from ...vgt.run import generation
+from ...vgt.run.plan import group_sizes
+from .loading import VGTModel
+from .patcher import free_memory, is_paged, room_for
+from .progress import ProgressReport
+
+
+def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], negative: str | None, **settings) -> Tensor:
+    """vgt.run.generation.generate on the host's device. A batch that does not fit is drawn in two halves."""
+    patcher = model.patcher
+    needed = _sampling_memory(model, prompts, negative, settings)
+    if free_memory(patcher) < room_for(needed):
+        patcher.model.graphs.clear()  # rather than have the host unload weights for want of what these hold
+        memory.soft_empty_cache()
+    memory.load_models_gpu([patcher], memory_required=needed)
+    device = patcher.load_device
+    start = progress.begin((settings["height"] // TOKEN_PIXELS, settings["width"] // TOKEN_PIXELS), needed)
+    try:
+        if len(prompts) == 1 or needed <= free_memory(patcher):
+            return generation.generate(
+                patcher.model,
+                model.tokenizer,
+                prompts,
+                negative,
+                device=device,
+                graphs=not is_paged(patcher),
+                progress=progress,
+                **settings,
+            )
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        patcher.model.graphs.clear()
+        if len(prompts) == 1:
+            raise RuntimeError(
+                "There is not enough memory to draw one image of this size; choose a smaller size, fewer tokens per "
+                "step, or fp8_e4m3fn in VGT Loader."
+            ) from error
+    memory.soft_empty_cache()
+    logging.warning(f"VGT: not enough memory for {len(prompts)} images at once, drawing them in two parts.")
+    halves = []
+    middle = len(prompts) // 2
+    for part in (slice(None, middle), slice(middle, None)):
+        progress.rewind(start)
+        latent = settings["latent"]
+        rows = {"latent": None if latent is None else latent[part], "batch_index": settings["batch_index"][part]}
+        halves.append(generate(model, progress, prompts[part], negative, **settings | rows))
+    return torch.cat(halves)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Newer hosts know more forms of it than one exception; of a CUDA graph it is a RuntimeError."""
+    known = memory.is_oom(error) if hasattr(memory, "is_oom") else isinstance(error, memory.OOM_EXCEPTION)
+    return known or (isinstance(error, RuntimeError) and "out of memory" in str(error))
+
+
+def _sampling_memory(model: VGTModel, prompts: list[str], negative: str | None, settings: dict) -> int:
+    """Bytes a run needs beside the weights: KV cache, activations of the largest step, modulations, noise."""
+    generator = model.patcher.model
+    language, head = generator.config.language, generator.config.flow_head
+    size = memory.dtype_size(generator.dtype)
+    guided = settings["cfg"] > 1
+    rows = len(prompts) * (2 if guided else 1)
+    text = max(model.tokenizer(prompts[:1], [negative] if guided else None).lengths)
+    tokens = settings["height"] * settings["width"] // TOKEN_PIXELS**2
+    drawn = tokens if settings["mask"] is None else int(settings["mask"].sum())
+    given = tokens - drawn
+    together = settings["tokens_per_step"]
+    group = max(group_sizes(drawn, together, settings["grouping"]))
+    slots = text + 2 * given + (3 if together > 1 else 2) * drawn
+    cache = 2 * language.depth * rows * language.kv_heads * slots * language.head_width * size
+    inputs = max(text + 2 * given + group, 3 * group)
+    activations = inputs * (4 * language.mlp_width + 6 * language.width) + language.heads * inputs**2
+    activations *= rows * size
+    steps = settings["flow"].steps
+    # the flow head makes them for so many rows at a time, and drops the last ones when it has the next
+    modulated = rows * group * min(steps, 2 * max(1, MODULATION_ROWS // (rows * group)))
+    modulations = modulated * (3 * head.depth + 2) * head.width * size * 9 // 8
+    noise = len(prompts) * tokens * steps * LATENT_CHANNELS * 4
+    return cache + max(activations, modulations) + noise

@@ -1,0 +1,137 @@
+"""Models and folders: what the Loader lists, loads and downloads."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy
+import comfy.model_management as memory
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import torch
+
+from ...vgt.config import INTERNVL3
+from ...vgt.files import hub
+from ...vgt.files.checkpoint import convert, read_checkpoint
+from ...vgt.files.qwen_tokenizer import build_family_tokenizer
+from ...vgt.model import build_autoencoder, build_generator, build_tokenizer
+from ...vgt.prompt import PromptTokenizer
+from .operations import Float8Operations, Operations
+from .patcher import GeneratorPatcher, is_paged
+from .vae import VGTVAE
+
+FOLDER = "vgt"
+"""Name of the models folder, also in extra_model_paths.yaml."""
+
+DTYPES = {
+    "auto": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+_BUNDLED = Path(__file__).parents[2] / "models"
+
+
+@dataclass
+class VGTModel:
+    """What VGT Loader hands to VGT AR Sampler: the generator under the host's memory management."""
+
+    name: str
+    patcher: comfy.model_patcher.ModelPatcher | None
+    """None for a tokenizer-only model."""
+    tokenizer: PromptTokenizer | None
+    vae: VGTVAE
+
+    def is_dynamic(self) -> bool:
+        """Newer hosts' node cache asks: short of memory, it keeps what it can page out and drops the rest."""
+        return self.patcher is None or is_paged(self.patcher)
+
+
+def register_model_folder() -> None:
+    """Make models/vgt, and the models that come with this pack, known to the host."""
+    for path in (str(_BUNDLED), str(Path(folder_paths.models_dir) / FOLDER)):
+        folder_paths.add_model_folder_path(FOLDER, path)
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors", ".pth"})
+
+
+def warn_if_installed_twice() -> None:
+    """Of two copies of this pack the host keeps the nodes of the one it imports last, without a word."""
+    import nodes as host_nodes  # the host's own module, in its process alone
+
+    other = host_nodes.NODE_CLASS_MAPPINGS.get("VGTLoader")
+    if other is None:
+        return
+    folder = Path(__file__).parents[2]
+    first = folder.with_name(str(getattr(other, "RELATIVE_PYTHON_MODULE", "")).rpartition(".")[2])
+    logging.warning(
+        f"VGT is installed twice, in {first} and in {folder}: remove one of the two folders, then start ComfyUI again."
+    )
+
+
+def model_names() -> list[str]:
+    """Names for the Loader's list: what comes with the pack, what the user has, what can be downloaded."""
+    names = [name for name in folder_paths.get_filename_list(FOLDER) if not name.startswith(hub.WORK)]
+    return sorted(names, key=lambda name: (not (_BUNDLED / name).is_file(), name)) + list(hub.PUBLISHED)
+
+
+def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
+    """Load a model by its name in the list, downloading a published one that is absent.
+
+    Raises CheckpointError, FileNotFoundError, HubError, and ValueError for a dtype that is none of DTYPES.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    path = _download(name) if name in hub.PUBLISHED else folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
+    checkpoint = read_checkpoint(path, _host_tokenizer)
+    device = memory.get_torch_device()
+    compute = DTYPES[dtype]
+    operations = Operations
+    if compute is None:
+        compute = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
+    elif compute == torch.float8_e4m3fn:
+        compute = torch.bfloat16
+        operations = Float8Operations
+    autoencoder = build_autoencoder(checkpoint, dtype=compute, operations=Operations)
+    vae = VGTVAE(autoencoder, checkpoint.config.autoencoder, compute)
+    patcher = tokenizer = None
+    if checkpoint.config.generator:
+        tokenizer = build_tokenizer(checkpoint)
+        generator = build_generator(checkpoint, dtype=compute, operations=operations)
+        patcher = GeneratorPatcher(generator, load_device=device, offload_device=memory.unet_offload_device())
+    return VGTModel(name, patcher, tokenizer, vae), vae
+
+
+def _download(name: str) -> Path:
+    """The converted file of a published model in models/vgt; the node's bar shows the download, Cancel ends it."""
+    bar = comfy.utils.ProgressBar(1)
+    return hub.obtain(
+        name,
+        Path(folder_paths.models_dir) / FOLDER,
+        lambda source, target: convert(source, target, _host_tokenizer),
+        lambda done, total, _what: bar.update_absolute(done, total),
+        memory.throw_exception_if_processing_interrupted,
+    )
+
+
+def _host_tokenizer(family: str) -> bytes | None:
+    """The tokenizer made from the Qwen2.5 vocabulary that the host carries for its text encoders."""
+    folder = Path(comfy.__path__[0]) / "text_encoders" / "qwen25_tokenizer"
+    if not (folder / "vocab.json").is_file():
+        return None
+    return build_family_tokenizer(folder, internvl3=family == INTERNVL3)
+
+
+def require_generator(model: VGTModel) -> VGTModel:
+    if not isinstance(model, VGTModel):  # a value that the interface cannot send, but the API can
+        raise ValueError("The model is not VGT's; connect the VGT_MODEL of VGT Loader.")
+    if model.patcher is None:
+        raise ValueError(f"{model.name} is a tokenizer only and cannot draw; load a full VGT model.")
+    return model

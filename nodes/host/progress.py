@@ -1,0 +1,82 @@
+"""What a person sees of a run: the bar, the picture so far; and Cancel."""
+
+from __future__ import annotations
+
+import time
+
+import comfy.model_management as memory
+import comfy.utils
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from PIL import Image
+
+from ...vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
+from ...vgt.run.generation import Progress
+from .loading import VGTModel
+
+
+class ProgressReport:
+    """Moves the node's bar token by token, shows the picture so far, and lets Cancel through."""
+
+    INTERVAL = 0.5
+    """Seconds between previews, at least."""
+    SHARE = 0.04
+    """Of the run's time that previews may take."""
+
+    def __init__(self, model: VGTModel, total: int):
+        self._bar = comfy.utils.ProgressBar(max(1, total))
+        self._total = total
+        self._vae = model.vae
+        self._sampler = model.patcher
+        self._before = self._done = 0
+        self._previews = False
+        self._began = self._shown = time.monotonic()
+        self._spent = self._cost = 0.0
+        self._step_done = None
+
+    def begin(self, grid: tuple[int, int], needed: int) -> int:
+        """A run of so many tokens and bytes begins; returns the token count to rewind to should it fail."""
+        memory.throw_exception_if_processing_interrupted()
+        self._before = self._done
+        self._previews = args.preview_method != LatentPreviewMethod.NoPreviews and self._vae.make_ready(
+            (1, LATENT_CHANNELS, *grid), needed, self._sampler
+        )
+        return self._before
+
+    def rewind(self, start: int) -> None:
+        self._done = start
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.latent.is_cuda:  # the device may be one step behind, no more, or Cancel and the bar would lie
+            if self._step_done is not None:
+                self._step_done.synchronize()
+            self._step_done = torch.cuda.Event()
+            self._step_done.record()
+        memory.throw_exception_if_processing_interrupted()
+        self._done = self._before + progress.done
+        if self._preview_is_due():
+            self._shown = time.monotonic()
+            picture = self._picture(progress)
+            self._bar.update_absolute(self._done, preview=("JPEG", picture, min(args.preview_size, max(picture.size))))
+            self._cost = time.monotonic() - self._shown
+            self._spent += self._cost
+        else:
+            self._bar.update_absolute(self._done)
+
+    def _preview_is_due(self) -> bool:
+        """At most twice a second and within its share of the run so far; at the end, not to leave an unfinished one."""
+        if not self._previews:
+            return False
+        if self._done >= self._total:
+            return self._spent > 0
+        now = time.monotonic()
+        within = self._spent + 2 * self._cost <= self.SHARE * (now - self._began)  # this one and the last
+        return within and now - self._shown >= self.INTERVAL
+
+    def _picture(self, progress: Progress) -> Image.Image:
+        """The first image of the batch, grey where no token is known yet."""
+        vae = self._vae
+        pixels = vae.first_stage_model.decode(progress.latent[:1].to(vae.device, vae.vae_dtype))[0].float().cpu()
+        known = progress.known.repeat_interleave(TOKEN_PIXELS, 0).repeat_interleave(TOKEN_PIXELS, 1)
+        pixels = torch.where(known, pixels, torch.zeros(())).clamp(-1, 1)
+        return Image.fromarray(((pixels + 1) * 127.5).round().byte().movedim(0, -1).numpy())

@@ -1,0 +1,334 @@
+import argparse
+import copy
+import json
+import random
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+import vgt
+from vgt.evaluation import benchmarks, command, reconstruction, results, scenes, sweep
+from vgt.evaluation.drawing import BLOCK, Settings, batches, draw
+from vgt.scenes.detector import Detection, Found, detect, judge, mistake, relations
+from vgt.scenes.world import CATEGORIES, Item, Object, Request, Scene, render, sample_scene, to_pixels
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+QUICK = Settings(size=56, steps=2, batch=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small pictures: with more threads, most of the time is spent waiting for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+def model():
+    return vgt.load(FIXTURES / "qwen2_5_vl")
+
+
+def sampled(category, count):
+    splits = ("train", "test")
+    return [sample_scene(random.Random(f"{category}{i}"), splits[i % 2], category)[0] for i in range(count)]
+
+
+def truth(scene):
+    """What a perfect detector finds."""
+    things = [Found(t.shape, t.colour, t.x, t.y, t.size, t.size, t.size**2) for t in scene.objects]
+    return Detection(scene.background, tuple(things))
+
+
+@pytest.mark.parametrize("size, count", [(112, 40), (224, 12)])
+def test_the_detector_is_right_in_99_of_100(size, count):
+    for category in CATEGORIES:
+        pictures = sampled(category, count)
+        found = [detect(to_pixels(render(scene, size))) for scene in pictures]
+        right = sum(mistake(scene.request, what) is None for scene, what in zip(pictures, found))
+        assert right >= 0.99 * count, category
+        # Every picture under every other caption: a yes only where the caption happens to hold.
+        asked = [scene.request for scene in pictures]
+        false = [mistake(request, truth(scene)) is not None for scene in pictures for request in asked]
+        refused = [mistake(request, what) is not None for what in found for request in asked]
+        wrongly = sum(refused) - sum(a and b for a, b in zip(false, refused))
+        assert sum(a and b for a, b in zip(false, refused)) >= 0.99 * sum(false), category
+        assert wrongly <= 0.01 * len(refused), category
+
+
+@pytest.mark.parametrize("blur, noise", [(1.0, 0.0), (0.0, 0.06), (1.5, 0.04)])
+def test_the_detector_bears_soft_edges_and_noise(blur, noise):
+    rng = np.random.default_rng(0)
+    right = 0
+    for category in CATEGORIES:
+        for scene in sampled(category, 5):
+            pixels = ndimage.gaussian_filter(to_pixels(render(scene, 112)).numpy(), (0, blur, blur))
+            pixels = torch.from_numpy(pixels + rng.normal(0, noise, pixels.shape))
+            right += judge(scene.request, pixels)
+    assert right >= 29
+
+
+def test_what_is_wrong_is_said():
+    star, circle = Object("star", "red", 0.35, 0.27, 0.5), Object("circle", "blue", 0.35, 0.73, 0.5)
+
+    def wrong(objects, *items, category="two_object", relation=None, background=None):
+        request = Request(category, items, relation, background)
+        return mistake(request, detect(to_pixels(render(Scene("white", objects, request), 112))))
+
+    both = Item("star", "red"), Item("circle", "blue")
+    assert wrong((star, circle), *both) is None
+    assert wrong((star, circle), *both, relation="left of") is None
+    assert wrong((star, circle), *both, relation="above") == "the star is not above the circle"
+    assert wrong((star,), *both) == "there is 1 star, not 1 circle and 1 star"
+    assert wrong((star, circle), both[0]) == "there is 1 circle and 1 star, not 1 star"
+    assert wrong((star, circle), both[0], Item("circle", "green")) == "the circle is blue, not green"
+    assert wrong((star, circle), *both, background="white") is None
+    assert wrong((star, circle), *both, background="navy") == "the background is white, not navy"
+    two = Object("heart", "red", 0.35, 0.27, 0.5), Object("heart", "pink", 0.35, 0.73, 0.5)
+    assert wrong(two, Item("heart", None, 2), category="counting") == "the objects differ in colour"
+
+
+def test_nothing_and_nonsense_are_no_pictures_of_anything():
+    for pixels in (torch.zeros(3, 112, 112), torch.ones(3, 112, 112), torch.rand(3, 112, 112), -torch.rand(3, 56, 84)):
+        for category in CATEGORIES:
+            assert not judge(sampled(category, 1)[0].request, pixels)
+
+
+def test_a_shape_of_two_colours_is_two_things():
+    scene = Scene("white", (Object("circle", "red", 0.6, 0.5, 0.5),), Request("colors", (Item("circle", "red"),)))
+    pixels = to_pixels(render(scene, 112))
+    assert judge(scene.request, pixels)
+    pixels[:, :, 56:] = pixels[[2, 1, 0], :, 56:]
+    assert not judge(scene.request, pixels)
+
+
+def test_positions_are_genevals():
+    def at(x, y):
+        return Found("star", "red", x, y, 0.2, 0.2, 0.03)
+
+    assert relations(at(0.2, 0.5), at(0.8, 0.55)) == {"left of"}
+    assert relations(at(0.8, 0.2), at(0.2, 0.8)) == {"right of", "above"}
+    assert relations(at(0.5, 0.5), at(0.53, 0.5)) == set()
+
+
+def test_batches_stay_within_blocks():
+    assert list(batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(batches([0, BLOCK - 1, BLOCK, BLOCK + 2], 16)) == [[0, BLOCK - 1], [BLOCK, BLOCK + 2]]
+    with pytest.raises(ValueError, match="batch"):
+        Settings(batch=0)
+
+
+def test_a_picture_depends_on_its_number_and_not_on_its_batch():
+    settings = Settings(size=56, steps=2, decoding="training-consistent")
+    texts = ["a red star", "two green hearts on a navy background", "a circle"]
+    together = draw(model(), texts, [3, 4, 5], settings)
+    assert together.shape == (3, 3, 56, 56) and 0 <= together.min() <= together.max() <= 1
+    assert torch.allclose(draw(model(), texts[1:2], [4], settings), together[1:2], atol=2e-3)
+
+
+def test_the_scenes_score(tmp_path):
+    result = scenes.score(model(), 12, QUICK, folder=tmp_path / "pictures")
+    assert len(list((tmp_path / "pictures").iterdir())) == 12
+    assert set(result["categories"]) == set(CATEGORIES) and result["settings"]["size"] == 56
+    assert all(category["total"] == 2 for category in result["categories"].values())
+    assert 0 <= result["score"] <= 0.2 and result["pictures"][0]["wrong"]
+    assert "| overall" in scenes.table(result) and json.dumps(result)
+    assert scenes.prompts(8) == scenes.prompts(20)[:8]
+    with pytest.raises(ValueError, match="count"):
+        scenes.score(model(), 5, QUICK)
+
+
+def test_a_perfect_painter_scores_one():
+    """The whole way of the score with a model that paints what it is told."""
+    asked = scenes.prompts(24)
+    drawn = []
+
+    def generate(texts, *, noise, **_):
+        drawn.extend(texts)
+        return torch.tensor([[caption for _, caption in asked].index(text) for text in texts])
+
+    def decode(numbers):
+        pictures = []
+        for number in numbers.tolist():
+            rng = random.Random(f"{scenes.PROMPT_SEED} test {number}")
+            pictures.append(to_pixels(render(sample_scene(rng, "test", asked[number][0].category)[0], 112)))
+        return torch.stack(pictures) * 2 - 1
+
+    result = scenes.score(SimpleNamespace(generate=generate, decode=decode), 24, Settings(size=112))
+    assert result["score"] == 1 and drawn == [caption for _, caption in asked]
+
+
+def test_geneval_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
+    lines = [{"tag": "colors", "include": [], "prompt": f"a photo of {n} stars"} for n in range(3)]
+    metadata = tmp_path / "evaluation_metadata.jsonl"
+    metadata.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    folder = tmp_path / "drawn"
+
+    def files():
+        return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+    benchmarks.geneval(model(), metadata, folder, QUICK)
+    before = files()
+    assert sorted(before) == sorted(
+        f"{n:05}/{name}" for n in range(3) for name in ("metadata.jsonl", *(f"samples/{k:04}.png" for k in range(4)))
+    )
+    assert json.loads((folder / "00001/metadata.jsonl").read_text()) == lines[1]
+    lost = folder / "00001/samples/0002.png"
+    with Image.open(lost) as image:
+        assert image.size == (56, 56)
+        pixels = image.tobytes()
+    lost.unlink()
+    benchmarks.geneval(model(), metadata, folder, QUICK)
+    after = files()
+    assert [name for name in after if name.endswith(".png") and after[name] != before[name]] == [
+        "00001/samples/0002.png"
+    ]
+    # Its batch is another one, of equal prompts, so it is the same picture but for rounding.
+    with Image.open(lost) as image:
+        assert abs(np.frombuffer(pixels, "u1").astype(int) - np.frombuffer(image.tobytes(), "u1")).max() <= 1
+    with pytest.raises(ValueError, match="another run"):
+        benchmarks.geneval(model(), metadata, folder, Settings(size=84, steps=2))
+    trained_on = copy.deepcopy(model())
+    trained_on.generator.flow_head.output_proj.bias.data += 0.1
+    with pytest.raises(ValueError, match=r"another run \(weights "):
+        benchmarks.geneval(trained_on, metadata, folder, QUICK)
+    metadata.write_text(json.dumps({"prompt": "a heart"}))
+    with pytest.raises(ValueError, match=r"another run \(prompts "):
+        benchmarks.geneval(model(), metadata, folder, QUICK)
+
+
+def test_processes_share_the_prompts(tmp_path, monkeypatch):
+    metadata = tmp_path / "prompts.jsonl"
+    metadata.write_text('{"prompt": "a star"}\n\n' * 3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, drawn in ((0, {"00000", "00002"}), (1, {"00000", "00001", "00002"})):
+        monkeypatch.setenv("RANK", str(rank))
+        benchmarks.geneval(model(), metadata, tmp_path / "drawn", QUICK)
+        assert {path.name for path in (tmp_path / "drawn").iterdir()} == drawn
+
+
+@pytest.mark.parametrize(
+    "text, message", [("", "empty"), ("{]", "line 1"), ('{"text": "a"}', "prompt"), ("[1]", "prompt")]
+)
+def test_bad_metadata(tmp_path, text, message):
+    (tmp_path / "prompts.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        benchmarks.geneval(None, tmp_path / "prompts.jsonl", tmp_path / "drawn", QUICK)
+
+
+def test_dpg_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for name in ("posters7", "whoops2", "12"):
+        (prompts / f"{name}.txt").write_text(f"a picture, {name}\n")
+    folder = tmp_path / "drawn"
+    benchmarks.dpg(model(), prompts, folder, QUICK)
+    assert {path.name for path in folder.iterdir()} == {"posters7.png", "whoops2.png", "12.png"}
+    with Image.open(folder / "12.png") as image:
+        assert image.size == (112, 112)
+    before = (folder / "12.png").stat().st_mtime_ns
+    (folder / "posters7.png").unlink()
+    benchmarks.dpg(model(), prompts, folder, QUICK)
+    assert (folder / "posters7.png").exists() and (folder / "12.png").stat().st_mtime_ns == before
+    (prompts / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"empty\.txt"):
+        benchmarks.dpg(model(), prompts, folder, QUICK)
+    with pytest.raises(ValueError, match=r"\.txt"):
+        benchmarks.dpg(model(), folder, folder, QUICK)
+
+
+def off_by(amount):
+    """A tokenizer whose pictures are `amount` too bright."""
+    device = torch.device("cpu")
+    return SimpleNamespace(device=device, encode=lambda pixels: pixels, decode=lambda x: (x + amount) * 2 - 1)
+
+
+def test_reconstruction_scores(tmp_path):
+    pytest.importorskip("torchmetrics")
+    grey = [torch.full((3, 56, 84), 0.5)] * 3 + [torch.full((3, 56, 56), 0.25)]
+    result = reconstruction.score(off_by(0.1), iter(grey), batch=2)
+    assert result["count"] == 4 and result["psnr"] == pytest.approx(20, abs=1e-3) and result["rfid"] is None
+    pictures = list(reconstruction.scene_images(3, 112))
+    result = reconstruction.score(off_by(0), iter(pictures), score_size=64)
+    assert result["ssim"] == pytest.approx(1) and result["psnr"] > 90
+    with pytest.raises(ValueError, match="no images"):
+        reconstruction.score(off_by(0), iter(()))
+    with pytest.raises(FileNotFoundError, match="Inception"):
+        reconstruction.score(off_by(0), iter(pictures), inception_weights=tmp_path / "none.pth")
+
+
+def test_a_folder_of_images(tmp_path):
+    (tmp_path / "below").mkdir()
+    Image.new("RGB", (100, 60), (255, 0, 0)).save(tmp_path / "below/a.png")
+    Image.new("L", (28, 28), 128).save(tmp_path / "b.JPG")
+    (tmp_path / "notes.txt").write_text("no image")
+    images = list(reconstruction.folder_images(tmp_path))
+    assert [tuple(image.shape) for image in images] == [(3, 28, 28), (3, 56, 84)]
+    assert images[1][:, 0, 0].tolist() == [1, 0, 0]
+    assert all(image.shape == (3, 56, 56) for image in reconstruction.folder_images(tmp_path, 56))
+    (tmp_path / "c.png").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"c\.png"):
+        list(reconstruction.folder_images(tmp_path))
+
+
+def test_sweeps_results_and_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "TOKENS_PER_STEP", (1, 4))
+    for _ in range(2):
+        sweep.run(model(), "tokens-per-step", tmp_path, 6, QUICK)
+    with pytest.raises(ValueError, match="another model, count or setting"):
+        sweep.run(model(), "tokens-per-step", tmp_path, 12, QUICK)
+    found = results.read([tmp_path])
+    assert len(found) == 6
+    assert results.markdown(found).count("\n") == 8
+    curves = results.lines(found, "tokens_per_step")
+    assert set(curves) == {
+        f"{d}, {g} groups" for d in ("published", "training-consistent") for g in ("uniform", "growing")
+    }
+    assert all([x for x, _ in points] == [1, 4] for points in curves.values())
+    assert "one, step 7 |" in results.markdown([{**found[0], "label": "one", "training_step": 7}])
+    assert results.lines([{**found[0], "training_step": 7}], "training_step") == {"": [(7, found[0]["score"])]}
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match="other"):
+        results.read([tmp_path])
+
+
+def test_curves_become_a_png(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = [
+        {"kind": "scenes", "label": label, "score": score, "settings": {**vars(QUICK), "cfg": cfg}}
+        for label in ("one", "other")
+        for cfg, score in ((1.0, 0.5), (3.0, 0.9))
+    ]
+    results.plot(found, "cfg", tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.width > 600
+    with pytest.raises(ValueError, match="axis"):
+        results.plot(found, "seed", tmp_path / "curve.png")
+
+
+def test_the_commands(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+
+    def run(*arguments):
+        command.run(parser.parse_args([str(argument) for argument in arguments]))
+        return capsys.readouterr().out
+
+    checkpoint, out = FIXTURES / "internvl3", tmp_path / "scenes.json"
+    told = run("scenes", checkpoint, "--count", 6, "--size", 56, "--steps", 2, "--label", "random", "--json", out)
+    assert "| single_object |" in told and json.loads(out.read_text())["label"] == "random"
+    assert "random" in run("results", out)
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/a.txt").write_text("a star")
+    told = run("dpg", checkpoint, tmp_path / "prompts", tmp_path / "drawn", "--size", 56, "--steps", 2)
+    assert "--resolution 56" in told and (tmp_path / "drawn/a.png").exists()
+    pytest.importorskip("torchmetrics")
+    told = run("reconstruction", checkpoint, "--scenes", 3, "--size", 112)
+    assert "PSNR" in told and "not measured" in told

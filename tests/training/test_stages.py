@@ -1,0 +1,341 @@
+"""Training: a miniature of every stage, exact resume, and the sequence that training and generation share. The loop
+itself: test_trainer.py."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import vgt
+from benchmarks import convergence
+from miniatures import LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, training
+from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
+from vgt.evaluation import results
+from vgt.networks.autoencoder import channel_norm
+from vgt.networks.flow_head import FlowHead
+from vgt.networks.language_model import LanguageModel
+from vgt.prompt import PromptTokenizer
+from vgt.run.plan import make_plan
+from vgt.training import autoencoder_command, captioner_command, generator_command
+from vgt.training.base_model import load_base
+from vgt.training.build import new_generator
+from vgt.training.command import read_config, read_settings, read_table
+from vgt.training.data import DataError, open_data, open_held_out
+from vgt.training.generator import GeneratorStage, Objective, draw_times, flow_matching
+from vgt.training.latents import LatentDataset
+from vgt.training.optimiser import make_optimisers
+from vgt.training.sequence import next_states, query_states
+from vgt.training.settings import Settings, TrainingError
+from vgt.training.text import PAD, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small VLM in the hub layout, taught to caption for a moment."""
+    folder = tmp_path_factory.mktemp("captioner")
+    captioner_command.run(captioner(), folder, None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base, tmp_path_factory):
+    """A tokenizer after a moment of stage 1."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    autoencoder_command.run(autoencoder(base), folder, None)
+    return folder
+
+
+def test_each_stage_lowers_its_loss(base, tokenizer, tmp_path):
+    generator_command.run(generator(base, tokenizer, steps=30), tmp_path, None)
+    for folder, name in ((base, "caption"), (tokenizer, "l2"), (tmp_path, "flow")):
+        values = losses(folder, name)
+        assert sum(values[-3:]) < 0.9 * sum(values[:3]), (name, values)
+    assert (tokenizer / "sheet-000012.png").is_file()
+    model = vgt.load(tmp_path / generator_command.FILE)
+    latent = model.generate(["a red circle"], height=56, width=56, flow=vgt.FlowSettings(steps=2))
+    assert model.decode(latent).shape == (1, 3, 56, 56)
+
+
+@pytest.mark.parametrize("stage", ["captioner", "autoencoder", "generator", "generator with Muon"])
+def test_resume_is_exact(stage, base, tokenizer, tmp_path):
+    muon = generator(base, tokenizer, steps=4, muon=True)
+    muon["generator"]["flow_head"]["width"] = 128  # as small as hidden states may be for Muon
+    config, run = {
+        "captioner": (captioner(steps=4), captioner_command.run),
+        "autoencoder": (autoencoder(base, {"adversarial_from": 1}, steps=4), autoencoder_command.run),
+        "generator": (generator(base, tokenizer, steps=4), generator_command.run),
+        "generator with Muon": (muon, generator_command.run),
+    }[stage]
+    run(config, tmp_path / "whole", None)
+    run(config, tmp_path / "parts", 2)
+    run(config, tmp_path / "parts", None)
+    one, other = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts"))
+    for part in ("stage", "average", "auxiliary"):
+        for name, tensor in one.get(part, {}).items():
+            assert torch.equal(tensor, other[part][name]), (part, name)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_muon_trains_maps_between_hidden_states_and_adamw_the_rest():
+    words, inward, hidden = torch.nn.Embedding(300, 128), torch.nn.Linear(32, 128), torch.nn.Linear(128, 256)
+    parameters = [*words.parameters(), *inward.parameters(), *hidden.parameters()]
+    settings = Settings(1, 1, 0.01, muon=True)
+    adamw, muon = make_optimisers([{"params": parameters, "scale": 0.5}], settings, {words.weight})
+    assert [len(optimiser.param_groups[0]["params"]) for optimiser in (adamw, muon)] == [4, 1]
+    assert muon.param_groups[0]["params"][0] is hidden.weight
+    assert all(optimiser.param_groups[0]["lr"] == 0.005 for optimiser in (adamw, muon))
+    (alone,) = make_optimisers([{"params": parameters, "scale": 1.0}], Settings(1, 1, 0.01), set())
+    assert len(alone.param_groups[0]["params"]) == 5
+
+
+def test_a_generator_is_scored_as_it_learns_on_a_plain_autoencoder(base, tokenizer, tmp_path, monkeypatch):
+    for name, value in (("SIZE", 56), ("PICTURES", 8), ("PROMPTS", 6)):
+        monkeypatch.setattr(convergence, name, value)
+    sizes = autoencoder_command.read_checkpoint(tokenizer / autoencoder_command.FILE).config.autoencoder
+    settings = Settings(2, 4, 1e-3, sheet_every=1)
+    plain = convergence.plain_autoencoder(sizes, tmp_path / "plain", settings)
+    assert plain.encode(torch.rand(1, 3, 56, 84)).shape == (1, 32, 2, 3)
+    convergence.converge("plain", plain, sizes, load_base(base / "base", layers=1), tmp_path / "scores", settings)
+    curve = results.lines(results.read([tmp_path / "scores"]), "training_step")
+    assert [step for step, _ in curve["plain"]] == [1, 2]
+
+
+def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):
+    """A tokenizer's decoder and a generator can be trained further from what the stage before wrote."""
+    first = autoencoder_command.read_checkpoint(tokenizer / autoencoder_command.FILE).tensors
+    config = autoencoder(base, {"decoder_only": True, "distillation": 0.0, "adversarial": 0.0}, steps=1)
+    autoencoder_command.run({**config, "init": str(tokenizer / autoencoder_command.FILE)}, tmp_path / "ae", None)
+    second = autoencoder_command.read_checkpoint(tmp_path / "ae" / autoencoder_command.FILE).tensors
+    changed = {name.split(".")[1] for name, tensor in first.items() if not torch.equal(tensor, second[name])}
+    assert changed == {"pixel_decoder"}
+    generator_command.run(generator(base, tokenizer, steps=1), tmp_path / "ar", None)
+    config = generator(base, tmp_path / "ae", steps=1, learning_rate=1e-9)
+    generator_command.run({**config, "init": str(tmp_path / "ar" / generator_command.FILE)}, tmp_path / "further", None)
+    one, other = (vgt.load(tmp_path / name / generator_command.FILE).generator for name in ("ar", "further"))
+    for name, tensor in one.state_dict().items():
+        assert torch.allclose(tensor, other.state_dict()[name], atol=1e-3), name
+
+
+def test_openings_past_the_picture_are_refused(base, tokenizer, tmp_path):
+    config = generator(base, tokenizer, steps=2)
+    with pytest.raises(TrainingError, match=r"objective.openings is \[0, 4\]; of 4 tokens 0 to 3 can be drawn"):
+        generator_command.run({**config, "objective": {"openings": [0, 4]}}, tmp_path, None)
+
+
+def test_features_may_be_wider_than_the_language_model():
+    """As InternVL3 2B's language model beside the tokenizer of InternVL3 1B."""
+    language = LanguageModelConfig(vocabulary=10, **LANGUAGE)
+    generator = new_generator(GeneratorConfig(language, FlowHeadConfig(32, 1), 2), "internvl3", 0)
+    tokenizer_json = train_tokenizer(["a red circle"] * 9, 300).encode()
+    latents = [(torch.zeros(32, 2, 2), "a red circle", torch.zeros(4, 48))]
+    stage = GeneratorStage(generator, tokenizer_json, PAD, Objective(repa=1.0), latents, Settings(1, 1, 1.0))
+    assert stage.auxiliary[-1].out_features == 48
+
+
+def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
+    """The hidden states at the queries are those that generation sees when it draws the same latents."""
+    found = load_base(base / "base")
+    config = GeneratorConfig(LanguageModelConfig(**found.language.__dict__), FlowHeadConfig(16, 1), 4)
+    generator = new_generator(config, found.family, 3)
+    generator.language_model.load_state_dict(found.language_state)
+    tokenizer = PromptTokenizer(found.tokenizer_json, found.pad_token)
+    text = tokenizer(["a red circle", "two blue stars on a mint background"], None)
+    assert text.lengths[0] != text.lengths[1]
+    latents = channel_norm(torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0)), -1)
+    order = [4, 0, 5, 2, 1, 3]
+
+    from vgt.networks.flow_head import FlowSampler, FlowSettings
+    from vgt.run.generation import run_tensors
+    from vgt.run.token_step import TokenStep, step_inputs
+
+    plan = make_plan(
+        order, 1, family=found.family, lengths=text.lengths, start=len(tokenizer.image_start), known=[],
+        decoding="training-consistent", grouping="uniform",
+    )  # fmt: skip
+    seen = []
+    hook = generator.image_out_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        noise = torch.zeros(2, 6, 1, 32)
+        run, words = run_tensors(generator, plan, text.ids, tokenizer.image_start, (2, 3), noise, "cpu")
+        sampler = FlowSampler(generator.flow_head, FlowSettings(steps=1), "cpu", torch.float32)
+        token_step = TokenStep(generator, plan, sampler, run)
+        token_step.allocate(plan.slots)
+        inputs = step_inputs(plan, [1.0] * 6, config.language, torch.float32, "cpu")
+        for step, own in zip(plan.steps, inputs):
+            run.latents.copy_(latents)
+            if step.slot:
+                token_step(own, step.slot)
+            else:
+                token_step.first(own, words)
+        hook.remove()
+        orders = torch.tensor(order).expand(2, -1)
+        states = query_states(generator, text, tokenizer.image_start, latents, orders, (2, 3))
+        nexts = {
+            drawn: next_states(generator, text, tokenizer.image_start, latents, orders, drawn, (2, 3))
+            for drawn in (0, 2)
+        }
+        # The same, asked one place at a time: each of those left comes next in an order of its own.
+        singly = {
+            drawn: [
+                query_states(generator, text, tokenizer.image_start, latents, torch.tensor(own).expand(2, -1), (2, 3))
+                for own in (order[:drawn] + order[at:] + order[drawn:at] for at in range(drawn, 6))
+            ]
+            for drawn in nexts
+        }
+    assert torch.allclose(torch.cat(seen, dim=1), states, atol=1e-5)
+    for drawn, states in nexts.items():
+        assert torch.allclose(states, torch.stack([own[:, drawn] for own in singly[drawn]], dim=1), atol=1e-5)
+        assert not torch.allclose(states[:, 0], states[:, 1], atol=1e-2)
+
+
+def test_flow_matching_moves_from_noise_to_data():
+    x, noise = torch.randn(5, 32), torch.randn(5, 32)
+    start, velocity = flow_matching(x, noise, torch.zeros(5))
+    assert torch.equal(start, noise)
+    assert torch.allclose(start + velocity, x, atol=1e-6)
+    plain = draw_times(20000, 1.0, torch.Generator().manual_seed(0))
+    shifted = draw_times(20000, 3.0, torch.Generator().manual_seed(0))
+    assert abs(float(plain.median()) - 0.5) < 0.02
+    assert float(shifted.median()) < 0.3
+
+
+def test_the_flow_heads_gradient_is_that_of_its_output():
+    torch.manual_seed(0)
+    head = FlowHead(FlowHeadConfig(8, 2), 6, dtype=torch.float64)
+    x, condition = (torch.randn(3, n, dtype=torch.float64, requires_grad=True) for n in (32, 6))
+    assert torch.autograd.gradcheck(lambda x, condition: head(x, torch.full((3,), 0.4), condition), (x, condition))
+
+
+def test_the_base_model_is_read_by_transformers(base):
+    """Our small VLM is a Qwen2.5-VL: `transformers` reads it and gives the same words the same probabilities."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from vgt.networks.vision_tower import QwenVisionTower, normalise
+    from vgt.training.captioning import Captioner, _embed, multimodal_rotary
+
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(base / "base", dtype=torch.float32).eval()
+    found = load_base(base / "base")
+    tower = QwenVisionTower(found.vision, found.language.width)
+    tower.load_state_dict(found.vision_state)
+    model = LanguageModel(found.language)
+    model.load_state_dict(found.language_state)
+    pixels = torch.rand(1, 3, 56, 84, generator=torch.Generator().manual_seed(0))
+    captioner = Captioner(found.tokenizer_json)
+    prefix, positions = captioner.prefix((2, 3))
+    with torch.no_grad():
+        embeds = _embed(model, prefix[None], tower(pixels), captioner.image)
+        hidden = model(embeds, multimodal_rotary(model, positions), None)
+        said = hidden @ model.embed_tokens.weight.T
+        answer = theirs(
+            input_ids=prefix[None],
+            attention_mask=torch.ones_like(prefix)[None],
+            mm_token_type_ids=(prefix == captioner.image).long()[None],
+            pixel_values=tower.patches(normalise(pixels, tower.MEAN, tower.STD)).flatten(0, 2),
+            image_grid_thw=torch.tensor([[1, 4, 6]]),
+        ).logits
+    assert torch.allclose(answer, said, atol=2e-4), (answer - said).abs().max()
+
+
+def test_webdataset_shards_train_a_tokenizer_and_a_generator(base, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    scenes = open_data(SCENES, captions=True)
+    for shard in range(2):
+        with webdataset.TarWriter(str(tmp_path / f"shard-{shard}.tar")) as tar:
+            for index in range(8 * shard, 8 * shard + 8):
+                pixels, caption = scenes[index]
+                tar.write({"__key__": f"{index}", "png": pixels.movedim(0, -1).numpy(), "txt": caption})
+    shards = {"kind": "webdataset", "size": 56, "path": str(tmp_path / "shard-{0..1}.tar")}
+    config = {**autoencoder(base, steps=3, save_every=1), "data": shards}
+    autoencoder_command.run(config, tmp_path / "whole", None)
+    autoencoder_command.run(config, tmp_path / "parts", 2)
+    autoencoder_command.run(config, tmp_path / "parts", None)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    config = {**generator(base, tmp_path / "whole", steps=2), "data": shards}
+    with pytest.raises(TrainingError, match="lacks count"):
+        generator_command.run(config, tmp_path / "generator", None)
+    generator_command.run({**config, "data": {**shards, "count": 16}}, tmp_path / "generator", None)
+    captions = LatentDataset(tmp_path / "generator" / "latents", 16).captions
+    assert sorted(captions) == sorted(scenes[index][1] for index in range(16))
+    with pytest.raises(DataError, match=r"held_out.kind is 'webdataset'"):
+        open_held_out(shards, captions=True)
+
+
+def test_unusable_configurations_are_named(base, tmp_path):
+    with pytest.raises(TrainingError, match="cannot be read as a configuration"):
+        read_config(tmp_path / "none.toml")
+    with pytest.raises(TrainingError, match="unknown 'epochs'"):
+        read_settings({"training": {"steps": 1, "batch_size": 1, "learning_rate": 1.0, "epochs": 3}})
+    with pytest.raises(TrainingError, match="is no base model"):
+        load_base(tmp_path)
+    with pytest.raises(TrainingError, match=r"objective is 3; it must be a table"):
+        read_table({"objective": 3}, "objective", Objective)
+    for table, message in (
+        ({"steps": 0}, r"training.steps is 0; it must be a whole number from 1 on"),
+        ({"save_every": 1.5}, r"training.save_every is 1.5"),
+        ({"dtype": "bf16"}, r"training.dtype is 'bf16'; it must be float32 or bfloat16"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            read_settings({"training": training(**table)})
+    config = captioner()
+    for name in ("held_out", "tokenizer", "vision"):
+        with pytest.raises(TrainingError, match=rf"The configuration lacks {name}"):
+            captioner_command.run({key: value for key, value in config.items() if key != name}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"The \[vision\] table holds the unknown 'layers'"):
+        captioner_command.run({**config, "vision": {**VISION, "layers": 3}}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"The \[language\] table is incomplete \(.*'depth'"):
+        captioner_command.run({**config, "language": {"width": 32}}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"lacks the .safetensors of a DC-AE decoder"):
+        autoencoder_command.run({**autoencoder(base), "dc_ae": str(tmp_path)}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"holds a DC-AE decoder of another size"):
+        save_file({"decoder.conv_in.weight": torch.zeros(1)}, tmp_path / "dc_ae.safetensors")
+        autoencoder_command.run({**autoencoder(base), "dc_ae": str(tmp_path)}, tmp_path, None)
+    with pytest.raises(TrainingError, match="holds a model of type 'qwen2_5_vl'; internvl3 is needed"):
+        load_base(base / "base", "internvl3")
+
+
+def test_internvl3_is_read_and_tuned_too(base, tmp_path):
+    """A base of the other family, in the names of its hub repository, goes through the same stages."""
+    from vgt.config import InternVisionConfig
+    from vgt.networks.vision_tower import InternVisionTower
+
+    qwen = load_base(base / "base")
+    vision = InternVisionConfig(width=32, depth=1, heads=2, mlp_width=48, grid=4)
+    tower = InternVisionTower(vision, qwen.language.width).state_dict()
+    for name in ("class_embedding", "position_embedding"):
+        tower[name] = torch.randn_like(tower[name])
+    tensors = {}
+    for name, tensor in tower.items():
+        if name.startswith("mlp1."):
+            tensors[name] = tensor
+        else:
+            tensors["vision_model." + ("encoder." if name.startswith("layers.") else "embeddings.") + name] = tensor
+    widths = [32, 16, 16]
+    for name, tensor in qwen.language_state.items():
+        at = "language_model.model." + name
+        if "qkv_proj" in name:
+            for part, rows in zip("qkv", tensor.split(widths)):
+                tensors[at.replace("qkv_proj", f"{part}_proj")] = rows.clone()
+        elif "gate_up_proj" in name:
+            for part, rows in zip(("gate", "up"), tensor.chunk(2)):
+                tensors[at.replace("gate_up_proj", f"{part}_proj")] = rows.clone()
+        else:
+            tensors[at] = tensor
+    (tmp_path / "base").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "tokenizer.json").write_bytes(qwen.tokenizer_json)
+    text = json.loads((base / "base" / "config.json").read_text())
+    images = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    images.update(image_size=56, patch_size=14)
+    config = {"model_type": "internvl_chat", "llm_config": text, "vision_config": images}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+
+    found = load_base(tmp_path / "base", "internvl3")
+    assert found.vision == vision
+    assert all(torch.equal(found.language_state[name], tensor) for name, tensor in qwen.language_state.items())
+    autoencoder_command.run(autoencoder(tmp_path, steps=2), tmp_path / "ae", None)
+    config = generator(tmp_path, tmp_path / "ae", steps=2)
+    with pytest.raises(TrainingError, match=r"objective.caption is for Qwen2.5-VL"):
+        generator_command.run(config, tmp_path / "ar", None)
+    generator_command.run({**config, "objective": {"repa": 0.1}}, tmp_path / "ar", None)
+    assert vgt.load(tmp_path / "ar" / generator_command.FILE).config.family == "internvl3"

@@ -1,0 +1,308 @@
+"""Every file format in, one format out.
+
+In: full AR checkpoints and tokenizers as published or self-trained (.pth or .safetensors beside base/ and dc_ae/), and
+files of our own. Out: one .safetensors with all tensors under our module names, the configuration as JSON under
+`vgt.config` in the metadata, and the tokenizer as a uint8 tensor `tokenizer.json`.
+
+Nothing a pickle names is ever run (torch_file.py). Weights stay memory-mapped until a module takes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..config import ModelConfig
+from .config_check import check_config
+from .layout import Joined, LayoutError, to_our_names
+from .published_config import read_config
+from .qwen_tokenizer import build_tokenizer_json, read_added_tokens
+from .torch_file import TorchFileError, read_torch_file
+
+CONFIG_KEY = "vgt.config"
+TOKENIZER_KEY = "tokenizer.json"
+
+_TORCH_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt"}
+_SUFFIXES = _TORCH_SUFFIXES | {".safetensors"}
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.uint8: "U8",
+}
+"""What safetensors calls them."""
+_MAX_TOKENIZER = 256 << 20
+"""Bytes of a tokenizer.json."""
+
+
+class CheckpointError(ValueError):
+    """A model file cannot be used. The message names the file, what is wrong, and what it was taken for."""
+
+
+@dataclass
+class Checkpoint:
+    """A model as read from disk."""
+
+    path: Path
+    config: ModelConfig
+    tensors: dict[str, Tensor | Joined]
+    """Under our module names: `autoencoder.…` and `generator.…`; memory-mapped where the file allows it."""
+    tokenizer_json: bytes | None
+    """None for a tokenizer-only model, or where the base model's tokenizer files are absent."""
+
+    def state(self, part: str) -> dict[str, Tensor | Joined]:
+        """The tensors of one part, "autoencoder" or "generator", under the names inside it."""
+        prefix = part + "."
+        return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+
+def read_checkpoint(path: str | Path, tokenizer_fallback: Callable[[str], bytes | None] | None = None) -> Checkpoint:
+    """Read a model file, or a folder in the published layout.
+
+    `tokenizer_fallback(family)` gives a tokenizer.json where the base model's tokenizer files are absent.
+    Raises CheckpointError; FileNotFoundError when there is nothing at `path`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no model at {path}; check the name.")
+    try:
+        if path.is_dir():
+            return _read_folder(path, tokenizer_fallback)
+        return _read_file(path, path.parent, tokenizer_fallback)
+    except (TorchFileError, LayoutError) as error:
+        raise CheckpointError(f"{path.name} cannot be loaded: {error}.") from error
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Write the single-file format, tensor by tensor. The file appears under its name only when it is whole.
+
+    Raises FileNotFoundError when the folder is not there, CheckpointError for a name without .safetensors, and OSError.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"{path.name} is no name for a converted model; let it end in .safetensors.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to; make it first.")
+    tensors = dict(checkpoint.tensors)
+    if checkpoint.tokenizer_json is not None:
+        tensors[TOKENIZER_KEY] = torch.frombuffer(bytearray(checkpoint.tokenizer_json), dtype=torch.uint8)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            _write_safetensors(file, tensors, {CONFIG_KEY: json.dumps(checkpoint.config.to_dict())})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_safetensors(file, tensors: dict[str, Tensor | Joined], metadata: dict[str, str]) -> None:
+    """As safetensors.torch.save_file, which would need every tensor in memory at once."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # which keeps them aligned
+    header, end = {"__metadata__": metadata}, 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.dtype.itemsize * tensor.shape.numel()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in names:
+        file.write(tensors[name].contiguous().detach().cpu().flatten().view(torch.uint8).numpy())
+
+
+def convert(
+    source: str | Path, target: str | Path, tokenizer_fallback: Callable[[str], bytes | None] | None = None
+) -> None:
+    """Turn a published file or folder into the single-file format.
+
+    Takes what read_checkpoint takes and raises what that and save_checkpoint raise; nothing is written unless it is a
+    whole model.
+    """
+    from ..networks.autoencoder import Autoencoder
+    from ..run.generation import Generator
+
+    checkpoint = read_checkpoint(source, tokenizer_fallback)
+    config = checkpoint.config
+    modules = {"autoencoder": Autoencoder(config.autoencoder, device="meta")}
+    if config.generator:
+        modules["generator"] = Generator(config.generator, config.family, device="meta")
+        if checkpoint.tokenizer_json is None:
+            raise CheckpointError(
+                f"{checkpoint.path.name} has no tokenizer beside it; put the base model's tokenizer.json into base/."
+            )
+    for part, module in modules.items():
+        taken_for = f"a VGT {part} ({config.family})"
+        check_fit(module.state_dict(), checkpoint.state(part), checkpoint.path, taken_for)
+    save_checkpoint(checkpoint, target)
+
+
+def _read_folder(folder: Path, tokenizer_fallback) -> Checkpoint:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise CheckpointError(f"{folder} holds no weight file; put the model's .pth or .safetensors there.")
+    checkpoints, errors = [], []
+    for file in files:
+        try:
+            checkpoints.append(_read_file(file, folder, tokenizer_fallback))
+        except (TorchFileError, LayoutError) as error:
+            errors.append(f"{file.name} cannot be loaded: {error}.")
+        except CheckpointError as error:
+            errors.append(str(error))
+    full = [checkpoint for checkpoint in checkpoints if checkpoint.config.generator]
+    if errors and not full:
+        raise CheckpointError(" ".join(errors))
+    candidates = full or checkpoints
+    if len(candidates) > 1:
+        names = ", ".join(checkpoint.path.name for checkpoint in candidates)
+        raise CheckpointError(
+            f"{folder} holds several {'full models' if full else 'tokenizers'} ({names}); name one of them."
+        )
+    return candidates[0]
+
+
+def _read_file(path: Path, folder: Path, tokenizer_fallback) -> Checkpoint:
+    if path.suffix.lower() == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+        if CONFIG_KEY in metadata:
+            return _our_file(path, metadata[CONFIG_KEY], tensors)
+    elif path.suffix.lower() in _TORCH_SUFFIXES:
+        tensors = _state_dict(read_torch_file(path))
+    else:
+        raise CheckpointError(f"{path.name} is no model file; VGT reads .safetensors and .pth.")
+    config = read_config(tensors, folder)
+    tensors = to_our_names(tensors, config)
+    _check_tensors(tensors, config, path)
+    tokenizer_json = None
+    if config.generator:
+        tokenizer_json = read_tokenizer(folder / "base")
+        if tokenizer_json is None and tokenizer_fallback is not None:
+            tokenizer_json = tokenizer_fallback(config.family)
+    return Checkpoint(path, config, tensors, tokenizer_json)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, memory-mapped, and the metadata. The library checks sizes and offsets before it maps the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
+    except OSError:
+        raise
+    except Exception as error:  # SafetensorError, and what torch says to a dtype it does not know
+        raise LayoutError("it is truncated, damaged or not a safetensors file") from error
+
+
+def _our_file(path: Path, config_json: str, tensors: dict[str, Tensor]) -> Checkpoint:
+    try:
+        config = ModelConfig.from_dict(json.loads(config_json))
+        check_config(config)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise CheckpointError(f"{path.name} holds a {CONFIG_KEY} that cannot be used ({reason}).") from error
+    tokenizer = tensors.pop(TOKENIZER_KEY, None)
+    if tokenizer is not None and tokenizer.dtype != torch.uint8:
+        raise CheckpointError(f"{path.name} holds a {TOKENIZER_KEY} that is no text.")
+    _check_tensors(tensors, config, path)
+    return Checkpoint(path, config, tensors, None if tokenizer is None else tokenizer.numpy().tobytes())
+
+
+def _check_tensors(tensors: dict[str, Tensor | Joined], config: ModelConfig, path: Path) -> None:
+    """Raise LayoutError for tensors of no part of the model, and for such as would need memory that no file filled."""
+    parts = ("autoencoder.", "generator.") if config.generator else ("autoencoder.",)
+    kind = "a full VGT model" if config.generator else "a VGT-AE"
+    if unexpected := sorted(name for name in tensors if not name.startswith(parts)):
+        raise LayoutError(f"taken for {kind} ({config.family}), {_some(unexpected)} unexpected")
+    if others := sorted(name for name in tensors if not tensors[name].dtype.is_floating_point):
+        raise LayoutError(f"taken for {kind} ({config.family}), {_some(others)} not of floating point numbers")
+    if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
+        raise LayoutError("its tensors claim more bytes than it has")
+
+
+def _state_dict(content: object) -> dict[str, Tensor]:
+    """The weights in what a .pth holds: a plain state dict, or one under `state_dict` or `model`; EMA weights win."""
+    if not isinstance(content, dict):
+        raise LayoutError("it holds no state dict")
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    ema = content.get("ema_state_dict")
+    tensors = {}
+    for source in (state, ema if isinstance(ema, dict) else {}):
+        for name, value in source.items():
+            if isinstance(name, str) and isinstance(value, Tensor):
+                tensors[name.removeprefix("module.")] = value
+    if not tensors:
+        raise LayoutError("it holds no tensors")
+    return tensors
+
+
+def read_tokenizer(base: Path) -> bytes | None:
+    """A base model's tokenizer as a tokenizer.json; made from vocab.json and merges.txt if need be, None without."""
+    file = base / "tokenizer.json"
+    if file.is_file():
+        if file.stat().st_size > _MAX_TOKENIZER:
+            raise LayoutError(f"{base.name}/tokenizer.json is too large for a tokenizer")
+        return file.read_bytes()
+    if not (base / "vocab.json").is_file() or not (base / "merges.txt").is_file():
+        return None
+    try:
+        return build_tokenizer_json(base, read_added_tokens(base / "tokenizer_config.json"))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise LayoutError(f"{base.name}/vocab.json and merges.txt make no tokenizer ({error})") from error
+
+
+def load_state(
+    module: torch.nn.Module,
+    state: dict[str, Tensor | Joined],
+    path: Path,
+    taken_for: str,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Give `module` (built on the meta device or not) its weights, each in the dtype the module was built with.
+
+    Each tensor goes from the file to the device by itself. On the CPU those already in that dtype are taken as they
+    are, memory-mapped. Raises CheckpointError naming `path` when
+    tensors are missing, unexpected or misshapen.
+    """
+    expected = module.state_dict()
+    check_fit(expected, state, path, taken_for)
+    state = {name: tensor.to(device, expected[name].dtype) for name, tensor in state.items()}
+    module.load_state_dict(state, assign=True)
+    module.requires_grad_(False)
+
+
+def check_fit(expected: dict[str, Tensor], state: dict[str, Tensor | Joined], path: Path, taken_for: str) -> None:
+    """Raise CheckpointError unless `state` holds the `expected` tensors in their shapes, and no others."""
+    problems = []
+    if missing := sorted(expected.keys() - state.keys()):
+        problems.append(f"{_some(missing)} missing")
+    if unexpected := sorted(state.keys() - expected.keys()):
+        problems.append(f"{_some(unexpected)} unexpected")
+    misshapen = sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
+    if misshapen:
+        shapes = f"{str(list(state[misshapen[0]].shape))[:80]} instead of {list(expected[misshapen[0]].shape)}"
+        problems.append(f"{_some(misshapen)} misshapen ({shapes})")
+    if problems:
+        raise CheckpointError(f"{path.name} does not fit {taken_for}: {'; '.join(problems)}.")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(re.sub(r"\s", " ", name)[:80] for name in names[:3])
+    return (
+        f"{shown} and {len(names) - 3} more tensors are"
+        if len(names) > 3
+        else f"{shown} {'are' if names[1:] else 'is'}"
+    )

@@ -1,0 +1,1 @@
+"""The parts that hold weights: autoencoder, language model, position queries, flow head."""

@@ -1,0 +1,145 @@
+"""Qwen2 decoder with a preallocated KV cache: the language model of both families.
+
+Qwen2.5-VL's three-part rotary embedding equals the plain one here, because all inputs carry one position.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import LanguageModelConfig
+from .attention import attention
+
+
+class KVCache:
+    """Keys and values of all layers, allocated once per run.
+
+    Attributes `keys` and `values`: [depth, rows, kv_heads, slots, head_width]. Slots are written in place and may be
+    written again; what a step may see is decided by whoever feeds it.
+    """
+
+    def __init__(self, config: LanguageModelConfig, rows: int, slots: int, device, dtype):
+        shape = (config.depth, rows, config.kv_heads, slots, config.head_width)
+        self.slots = slots
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.clear()
+
+    def clear(self) -> None:
+        """Zeros everywhere: a masked slot is multiplied by 0, and what memory or an earlier run left may be NaN."""
+        self.keys.zero_()
+        self.values.zero_()
+
+    def write(self, layer: int, slot: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put k, v [rows, kv_heads, m, head_width] at slots slot … slot+m-1 and return all up to there; or, slot being
+        int64 [m], at those slots, and return the whole cache.
+        """
+        if isinstance(slot, Tensor):
+            keys, values = self.keys[layer], self.values[layer]
+            return keys.index_copy_(2, slot, k), values.index_copy_(2, slot, v)
+        end = slot + k.shape[2]
+        self.keys[layer, :, :, slot:end] = k
+        self.values[layer, :, :, slot:end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def rotary_table(config: LanguageModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [rows, 1, n, head_width], float32, for positions [rows, n] (RoPE, halves rotated)."""
+    exponent = torch.arange(0, config.head_width, 2, device=positions.device, dtype=torch.float32) / config.head_width
+    angles = positions[:, None, :, None].float() * config.rope_theta**-exponent
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, config: LanguageModelConfig, operations, **factory):
+        super().__init__()
+        self.splits = [config.heads, config.kv_heads, config.kv_heads]
+        self.head_width = config.head_width
+        self.qkv_proj = operations.Linear(config.width, sum(self.splits) * config.head_width, bias=True, **factory)
+        self.o_proj = operations.Linear(config.heads * config.head_width, config.width, bias=False, **factory)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None,
+        layer: int,
+        slot: int | Tensor,
+        mask: Tensor | None,
+    ):
+        rows, m, _ = x.shape
+        qkv = self.qkv_proj(x).view(rows, m, -1, self.head_width).transpose(1, 2)
+        q, k, v = qkv.split(self.splits, dim=1)
+        k = _rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.write(layer, slot, k, v)
+        out = attention(_rotate(q, cos, sin), k, v, mask, causal=mask is None)
+        return self.o_proj(out.transpose(1, 2).reshape(rows, m, -1))
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: LanguageModelConfig, operations, **factory):
+        super().__init__()
+        self.gate_up_proj = operations.Linear(config.width, 2 * config.mlp_width, bias=False, **factory)
+        self.down_proj = operations.Linear(config.mlp_width, config.width, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(nn.functional.silu(gate) * up)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: LanguageModelConfig, operations, **factory):
+        super().__init__()
+        self.input_layernorm = operations.RMSNorm(config.width, eps=config.eps, **factory)
+        self.self_attn = _SelfAttention(config, operations, **factory)
+        self.post_attention_layernorm = operations.RMSNorm(config.width, eps=config.eps, **factory)
+        self.mlp = _MLP(config, operations, **factory)
+
+    def forward(self, x: Tensor, *attention_inputs) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), *attention_inputs)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LanguageModel(nn.Module):
+    """Qwen2 without its output head: VGT reads hidden states, never next-word logits."""
+
+    def __init__(self, config: LanguageModelConfig, *, operations=nn, device=None, dtype=None):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.config = config
+        self.embed_tokens = operations.Embedding(config.vocabulary, config.width, **factory)
+        self.layers = nn.ModuleList(_Layer(config, operations, **factory) for _ in range(config.depth))
+        self.norm = operations.RMSNorm(config.width, eps=config.eps, **factory)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        slot: int | Tensor = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Feed m inputs at cache slots slot … slot+m-1, or at the slots that an int64 [m] names.
+
+        Args:
+            embeds: [rows, m, width].
+            rotary: cosines and sines, each [rows, 1, m, head_width], in the dtype of embeds.
+            cache: written in place; None: the inputs see one another only (slot 0), and gradients flow.
+            mask: bool [rows or 1, 1, m, slot+m (all slots where they are named)], True = seen; None: each input sees
+                all slots up to its own.
+
+        Returns the hidden states after the final norm, [rows, m, width].
+        """
+        cos, sin = rotary
+        for index, layer in enumerate(self.layers):
+            embeds = layer(embeds, cos, sin, cache, index, slot, mask)
+        return self.norm(embeds)

@@ -1,0 +1,228 @@
+"""A run as plain data: which inputs each step feeds, at which positions and cache slots, and what they may see.
+
+Everything here is known before the first token is drawn. generation.py walks a plan and knows nothing of its rules.
+
+Each step feeds the latents drawn before it, in one of two forms, and the position queries of the tokens it draws.
+
+Published decoding appends every input to the cache, and from the second step on masks nothing
+but the future, so the padding of the text is seen; where several tokens are drawn at once, each is fed as its query
+again and its latent. Positions run on row by row (InternVL3) or are counted from the padded text (Qwen2.5-VL).
+
+Training-consistent decoding keeps in the cache just the sequence of training, `<img> q l q l …`: padding is never
+seen, the queries of a group share the next free position and do not see each other, and the following step writes
+over their slots. The first of them already stands where the sequence goes on, so it stays and is not fed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import QWEN2_5_VL
+
+ORDERS = ("random", "sequential")
+DECODINGS = ("published", "training-consistent")
+GROUPINGS = ("uniform", "cosine")
+
+QUERY, LATENT = "q", "l"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass through the language model."""
+
+    kinds: str
+    """One letter an image input, in feeding order: "q" a position query, "l" a latent."""
+    places: tuple[int, ...]
+    """The token place of each image input."""
+    positions: tuple[int, ...]
+    """The position of each image input."""
+    relative: bool
+    """Positions are counted from the end of the row's own text rather than from the start of the sequence."""
+    slot: int
+    """The first cache slot written; the inputs take consecutive ones."""
+    group: tuple[int, ...]
+    """The places drawn in this step. Their queries are its last inputs."""
+
+    def __str__(self) -> str:
+        base = "+" if self.relative else "@"
+        inputs = (f"{k}{p}{base}{n}" for k, p, n in zip(self.kinds, self.places, self.positions, strict=True))
+        return f"slot {self.slot}: {' '.join(inputs)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a run. The first one feeds the text (padded to `text` tokens, which include `<img>`) as well."""
+
+    steps: tuple[Step, ...]
+    lengths: tuple[int, ...]
+    """Text tokens of each row, without padding and without the `<img>` tokens."""
+    padded: int
+    """The longest of them: `<img>` starts at this slot."""
+    start: int
+    """Number of `<img>` tokens."""
+    isolated: bool
+    """Training-consistent: padding is never seen, and queries of a group do not see each other."""
+    known: tuple[int, ...]
+    """Places whose latents are given, in the order in which the first step feeds them."""
+
+    @property
+    def slots(self) -> int:
+        """Cache slots the run needs."""
+        return max(step.slot + self.inputs(index) for index, step in enumerate(self.steps))
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """The places each step draws."""
+        return [list(step.group) for step in self.steps]
+
+    def inputs(self, index: int) -> int:
+        """How many inputs step `index` feeds, text included."""
+        return len(self.steps[index].kinds) + (self.padded + self.start if index == 0 else 0)
+
+    def positions(self) -> Tensor:
+        """int64 [rows, inputs of all steps one after the other]."""
+        lengths = torch.tensor(self.lengths)[:, None]
+        text = torch.minimum(torch.arange(self.padded), lengths - 1)
+        columns = [text, lengths + torch.arange(self.start)]
+        for step in self.steps:
+            positions = torch.tensor(step.positions)[None]
+            columns.append(positions + (lengths if step.relative else torch.zeros_like(lengths)))
+        return torch.cat(columns, dim=1)
+
+    def hides_padding(self, index: int) -> bool:
+        """Whether step `index` must not see the padding of shorter texts."""
+        return (index == 0 or self.isolated) and min(self.lengths) < self.padded
+
+    def __str__(self) -> str:
+        return "\n".join(f"step {index} {step}" for index, step in enumerate(self.steps))
+
+
+def visible(slots: Tensor, end: int, lengths: Tensor | None, queries: int) -> Tensor:
+    """What a step may see of the cache: bool [rows or 1, m, end].
+
+    Args:
+        slots: int64 [m], ascending: those that the step writes. No input sees a slot after its own.
+        lengths: int64 [rows], text tokens of each row, where the rest up to the longest is hidden; None hides nothing.
+        queries: how many of the last inputs do not see each other.
+    """
+    slot = torch.arange(end, device=slots.device)
+    seen = slot <= slots[:, None]
+    if queries > 1:
+        seen = seen & ((slot < slots[-queries]) | (slot == slots[:, None]))
+    if lengths is None:
+        return seen[None]
+    return seen & ~((slot >= lengths[:, None]) & (slot < lengths.max()))[:, None]
+
+
+def draw_order(tokens: int, order: str, seed: int | None) -> list[int]:
+    """The order in which places are drawn: row-major ("sequential") or a permutation from `seed` ("random")."""
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}.")
+    if order == "sequential":
+        return list(range(tokens))
+    generator = torch.Generator().manual_seed(0 if seed is None else seed)
+    return torch.randperm(tokens, generator=generator).tolist()
+
+
+def group_sizes(tokens: int, tokens_per_step: int, grouping: str = "uniform") -> list[int]:
+    """How many tokens each step draws.
+
+    max(1, tokens // tokens_per_step) steps either way. "uniform": as even as can be, larger groups first (published).
+    "cosine": growing, as in masked image models: after a share r of the steps, 1 - cos(r·π/2) is drawn.
+    """
+    if tokens_per_step < 1:
+        raise ValueError(f"tokens_per_step is {tokens_per_step}; it must be at least 1.")
+    if grouping not in GROUPINGS:
+        raise ValueError(f"grouping is {grouping!r}; it must be one of {', '.join(GROUPINGS)}.")
+    steps = max(1, tokens // tokens_per_step)
+    if grouping == "uniform":
+        return [tokens // steps + (index < tokens % steps) for index in range(steps)]
+    ends, drawn = [], 0
+    for index in range(1, steps + 1):
+        ideal = round(tokens * (1 - math.cos(index / steps * math.pi / 2)))
+        # at least one token a step, and enough left for the steps to come
+        drawn = min(max(ideal, drawn + 1), tokens - (steps - index))
+        ends.append(drawn)
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def make_plan(
+    order: Sequence[int],
+    tokens_per_step: int,
+    *,
+    family: str,
+    lengths: Sequence[int],
+    start: int,
+    known: Sequence[int] = (),
+    decoding: str = "published",
+    grouping: str = "uniform",
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        order: the places to draw, in drawing order; at least one.
+        tokens_per_step: VGT's "acceleration".
+        family: "internvl3" or "qwen2_5_vl"; they count positions differently.
+        lengths: text tokens of each row.
+        start: number of tokens of the text `<img>`.
+        known: places whose latents are given, in feeding order; the first step feeds them as query and latent.
+    """
+    if decoding not in DECODINGS:
+        raise ValueError(f"decoding is {decoding!r}; it must be one of {', '.join(DECODINGS)}.")
+    groups, at = [], 0
+    for size in group_sizes(len(order), tokens_per_step, grouping):
+        groups.append(tuple(order[at : at + size]))
+        at += size
+    padded = max(lengths)
+    layout = _consistent_steps if decoding == "training-consistent" else _published_steps
+    steps = layout(groups, family, padded, start, tuple(known), tokens_per_step > 1, grouping)
+    return Plan(tuple(steps), tuple(lengths), padded, start, decoding == "training-consistent", tuple(known))
+
+
+def _pairs(places: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """Kinds and places of tokens fed as in training: query, latent, query, latent …"""
+    return (QUERY + LATENT) * len(places), tuple(place for place in places for _ in range(2))
+
+
+def _published_steps(groups, family, padded, start, known, accelerated, grouping):
+    kinds, places = _pairs(known)
+    first = groups[0]
+    inputs = len(kinds) + len(first)
+    positions = tuple(range(start, start + inputs))
+    yield Step(kinds + QUERY * len(first), places + first, positions, True, 0, first)
+    slot = padded + start + inputs
+    running = start + inputs
+    fed = 0
+    for index, group in enumerate(groups[1:], start=1):
+        last = groups[index - 1]
+        kinds, places = _pairs(last) if accelerated else (LATENT * len(last), last)
+        inputs = len(kinds) + len(group)
+        fed += inputs
+        if family == QWEN2_5_VL:
+            # Published: padded text + step · inputs of this step. Given tokens move it on as if they had been drawn;
+            # for growing groups, where that product would leap, the inputs so far are summed.
+            offset = padded + 2 * len(known) + (index * inputs if grouping == "uniform" else fed)
+        else:
+            offset = running
+        positions = tuple(range(offset, offset + inputs))
+        yield Step(kinds + QUERY * len(group), places + group, positions, family != QWEN2_5_VL, slot, group)
+        slot += inputs
+        running += inputs
+
+
+def _consistent_steps(groups, family, padded, start, known, accelerated, grouping):
+    kinds, places = _pairs(known)
+    at = start  # the next free position, counted from the end of the row's text; its slot is padded + at
+    for index, group in enumerate(groups):
+        slot = padded + at if index else 0
+        positions = tuple(range(at, at + len(kinds)))
+        at += len(kinds)
+        yield Step(kinds + QUERY * len(group), places + group, positions + (at,) * len(group), True, slot, group)
+        kinds, places = _pairs(group)
+        kinds, places = kinds[1:], places[1:]  # the first query stays where it is
+        at += 1

@@ -1,0 +1,135 @@
+"""One step of a run: inputs through the language model, then the group's latents out of the flow head.
+
+All it needs lies on the device before the run begins, so nothing in it waits for the host, and on CUDA a step can be
+replayed as a graph (graphs.py): what differs from step to step is in tensors of a fixed shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import LATENT_CHANNELS
+from ..networks.autoencoder import channel_norm
+from ..networks.flow_head import FlowSampler
+from ..networks.language_model import KVCache, rotary_table
+from .plan import LATENT, QUERY, Plan, visible
+
+
+@dataclass
+class StepInputs:
+    """What one step feeds; m inputs, text not counted, n of them latents, and a group of g tokens."""
+
+    embeddings: Tensor
+    """int64 [m]: rows of the run's table of places and queries."""
+    columns: Tensor
+    """int64 [n]: which of the m inputs are latents."""
+    places: Tensor
+    """int64 [n]: their token places."""
+    group: Tensor
+    """int64 [g]: the token places that are drawn."""
+    cos: Tensor
+    """[rows, 1, m, head_width], with text in the first step; so is `sin`."""
+    sin: Tensor
+    slots: Tensor
+    """int64 [m]: the cache slots that are written, with text in the first step."""
+    cfg: Tensor
+    """float32 []: guidance scale."""
+
+    def tensors(self) -> list[Tensor]:
+        return list(vars(self).values())
+
+
+@dataclass
+class RunTensors:
+    """What all steps of a run share, beside the cache."""
+
+    table: Tensor
+    """[2 * T, D]: what is added to a latent at each place, then the query for each place."""
+    noise: Tensor
+    """float32 [B, T, steps, 32]."""
+    latents: Tensor
+    """float32 [B, T, 32], filled in as the run goes on."""
+    lengths: Tensor
+    """int64 [rows]: text tokens of each row."""
+
+
+def step_inputs(plan: Plan, scales: list[float], config, dtype: torch.dtype, device) -> list[StepInputs]:
+    """Upload a whole plan at once and cut it into steps; `scales` are the steps' guidance scales."""
+    cos, sin = (part.to(dtype) for part in rotary_table(config, plan.positions().to(device)))
+    tokens = sum(len(group) for group in plan.groups) + len(plan.known)
+    steps = plan.steps
+    rows = [[place + tokens * (kind == QUERY) for kind, place in zip(step.kinds, step.places)] for step in steps]
+    columns = [[column for column, kind in enumerate(step.kinds) if kind == LATENT] for step in steps]
+    places = [[step.places[column] for column in columns[index]] for index, step in enumerate(steps)]
+    counts = [plan.inputs(index) for index in range(len(steps))]
+    slots = [range(step.slot, step.slot + count) for step, count in zip(steps, counts)]
+    lists = (rows, columns, places, plan.groups, slots)
+    cut = [_upload(one, device) for one in lists]
+    spans = zip(cos.split(counts, dim=2), sin.split(counts, dim=2))
+    cfg = torch.tensor(scales).to(device).unbind()
+    return [
+        StepInputs(e, c, p, g, *span, s, scale) for e, c, p, g, s, span, scale in zip(*cut, spans, cfg, strict=True)
+    ]
+
+
+def _upload(lists: list, device) -> Iterator[Tensor]:
+    flat = torch.tensor([number for one in lists for number in one], dtype=torch.int64)
+    return flat.to(device).split([len(one) for one in lists])
+
+
+class TokenStep:
+    """Does steps of a run; see the module's docstring."""
+
+    def __init__(self, generator, plan: Plan, sampler: FlowSampler, run: RunTensors):
+        self.generator, self.plan, self.sampler, self.run = generator, plan, sampler, run
+        self.cache: KVCache | None = None
+
+    def allocate(self, slots: int) -> None:
+        """Make the cache; the run's steps need `plan.slots` at least."""
+        language, table = self.generator.config.language, self.run.table
+        self.cache = KVCache(language, len(self.run.lengths), slots, table.device, table.dtype)
+
+    def tensors(self) -> list[Tensor]:
+        """All that differs from run to run."""
+        return [*vars(self.run).values(), self.sampler.time]
+
+    def first(self, step: StepInputs, text: Tensor) -> None:
+        """The first step, which feeds text [rows, text tokens, D] before all else."""
+        self._do(step, torch.cat((text, self._embed(step)), dim=1), 0, hides_padding=self.plan.hides_padding(0))
+
+    def __call__(self, step: StepInputs, slot: int | None = None) -> None:
+        """Feed a step, and write the latents of its group into the run's.
+
+        slot: the first of the step's slots as a number: it sees the cache up to its last one. None: it sees the whole
+        cache under a mask, so that no shape depends on how far the run is.
+        """
+        self._do(step, self._embed(step), slot, hides_padding=self.plan.hides_padding(1))
+
+    def _do(self, step: StepInputs, embeds: Tensor, slot: int | None, hides_padding: bool) -> None:
+        generator, run = self.generator, self.run
+        queries = len(step.group) if self.plan.isolated else 0
+        mask = None
+        if slot is None or hides_padding or queries > 1:
+            end = self.cache.slots if slot is None else slot + embeds.shape[1]
+            lengths = run.lengths if hides_padding else None
+            mask = visible(step.slots, end, lengths, queries)[:, None]
+        where = step.slots if slot is None else slot
+        hidden = generator.language_model(embeds, (step.cos, step.sin), self.cache, where, mask)
+        condition = generator.image_out_projector(hidden[:, -len(step.group) :]).flatten(0, 1)
+        noise = run.noise.index_select(1, step.group).flatten(0, 1)
+        drawn = self.sampler(condition, noise, step.cfg)
+        run.latents.index_copy_(1, step.group, channel_norm(drawn, -1).view(-1, len(step.group), LATENT_CHANNELS))
+
+    def _embed(self, step: StepInputs) -> Tensor:
+        """[rows, m, D]: queries, and latents with the embedding of their place."""
+        run, rows = self.run, len(self.run.lengths)
+        embeds = run.table.index_select(0, step.embeddings).repeat(rows, 1, 1)
+        if len(step.columns):
+            latents = run.latents.index_select(1, step.places).to(embeds.dtype)
+            projected = self.generator.image_in_projector(latents).repeat(rows // len(latents), 1, 1)
+            embeds.index_add_(1, step.columns, projected)
+        return embeds
