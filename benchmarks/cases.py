@@ -24,6 +24,7 @@ from vgt.config import (
 from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.flow_head import FlowHead, FlowSampler, FlowSettings
 from vgt.run.generation import Generator, draw_noise, generate
+from vgt.sampling import SamplingSettings
 
 from .baseline import Baseline, Head
 from .timing import finish, in_turn, peak_memory
@@ -101,7 +102,8 @@ def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -
     settings = {"height": side, "width": side, "seed": 0, "cfg": CFG, "tokens_per_step": tokens_per_step}
 
     def ours(graphs=True):
-        return generate(generator, tokenizer, prompts, **settings, flow=FlowSettings(STEPS), noise=noise, graphs=graphs)
+        chosen = SamplingSettings(**settings, flow=FlowSettings(STEPS))
+        return generate(generator, tokenizer, prompts, settings=chosen, noise=noise, graphs=graphs)
 
     generator.graphs.clear()  # those of other rows
     memory = peak_memory(device, ours)
@@ -129,18 +131,18 @@ def length(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]
     generator = random_weights(Generator(config, model.config.family, device="meta", dtype=dtype), device)
     rest = torch.zeros(16, 16, dtype=torch.bool)
     rest[-1] = True
-    early = {"height": 112, "width": 112}
+    side = {"early": SamplingSettings(112, 112, cfg=CFG), "late": SamplingSettings(cfg=CFG)}
     late = {"latent": torch.zeros(1, 32, 16, 16), "mask": rest}
     seconds = {"early": [], "late": []}
     for round_ in range(max(runs, 20) + 1):
-        for name, settings in (("early", early), ("late", late)):
+        for name, given in (("early", {}), ("late", late)):
             ends = []
 
             def progress(_, ends=ends):
                 finish(device)
                 ends.append(time.perf_counter())
 
-            generate(generator, model.tokenizer, "a red circle", **settings, cfg=CFG, progress=progress)
+            generate(generator, model.tokenizer, "a red circle", settings=side[name], **given, progress=progress)
             if round_:
                 seconds[name].append((ends[-1] - ends[0]) / (len(ends) - 1))
     ratio = statistics.median(seconds["late"]) / statistics.median(seconds["early"])

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgt.config import TOKEN_PIXELS, FlowHeadConfig, GeneratorConfig, ModelConfig
-from vgt.evaluation import drawing, scenes, sweep
+from vgt.evaluation import scenes, sweep
 from vgt.files.checkpoint import read_checkpoint
 from vgt.model import Model, build_autoencoder
 from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.pixel_decoder import ResBlock
+from vgt.sampling import SamplingSettings
 from vgt.scenes.world import ScenesDataset
 from vgt.training.autoencoder import AutoencoderStage
 from vgt.training.autoencoder import Objective as TokenizerObjective
@@ -81,7 +82,7 @@ def converge(label: str, autoencoder, config, base, folder: Path, settings: Sett
     """Train a generator on a tokenizer's latents; folder/STEP.json holds its score at every `sheet_every` steps."""
     sizes = GeneratorConfig(base.language, FlowHeadConfig(256, 3), SIZE // TOKEN_PIXELS)
     config = ModelConfig(base.family, config, sizes, base.pad_token)
-    drawn = drawing.Settings(size=SIZE, cfg=3.0, decoding="training-consistent")
+    drawn = SamplingSettings(SIZE, SIZE, cfg=3.0, decoding="training-consistent").filled()
 
     def review(averaged, tokenizer, folder: Path, step: int) -> dict[str, float]:
         model = Model(config, autoencoder, averaged, tokenizer, torch.device("cpu"), torch.float32)

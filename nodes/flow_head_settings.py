@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..vgt.networks.flow_head import SOLVERS, FlowSettings
-from ..vgt.run.generation import CFG_SCHEDULES
+from ..vgt.sampling import CFG_SCHEDULES, SamplingSettings
 from .types import FlowHead, search_aliases
 
 
@@ -56,6 +56,5 @@ class VGTFlowHeadSettings(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps, cfg_schedule, last_step, solver, temperature) -> io.NodeOutput:
-        return io.NodeOutput(
-            {"flow": FlowSettings(steps, last_step, solver, temperature), "cfg_schedule": cfg_schedule}
-        )
+        flow = FlowSettings(steps, last_step, solver, temperature)
+        return io.NodeOutput(SamplingSettings(cfg_schedule=cfg_schedule, flow=flow))

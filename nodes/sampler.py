@@ -11,8 +11,8 @@ from .types import FlowHead, VGTModel, search_aliases
 class VGTARSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        side = {"default": 448, "min": 28, "max": 1792, "step": 28}
-        side["tooltip"] = "Pixels, a multiple of 28. Published models are trained at 448, VGT-Tiny at 112."
+        side = {"default": 0, "min": 0, "max": 16384, "step": 4}
+        side["tooltip"] = "Pixels, rounded to whole tokens. 0: the size the model was made for."
         return io.Schema(
             node_id="VGTARSampler",
             display_name="VGT AR Sampler",
@@ -46,20 +46,20 @@ class VGTARSampler(io.ComfyNode):
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Images to draw at once."),
                 io.Float.Input(
                     "cfg",
-                    default=4.5,
+                    default=0.0,
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Classifier-free guidance scale. At 1 or less the negative prompt is not used, and a step "
-                    "costs half.",
+                    tooltip="Classifier-free guidance scale. 0: the model's own. At 1 the negative prompt is not used, "
+                    "and a step costs half.",
                 ),
                 io.Int.Input(
                     "tokens_per_step",
-                    default=1,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=4096,
                     tooltip="Tokens drawn at once (the paper's acceleration ratio): 4 or 16 are much faster, at some "
-                    "loss of quality.",
+                    "loss of quality. 0: the model's own.",
                 ),
                 io.Combo.Input(
                     "order",
@@ -95,7 +95,7 @@ class VGTARSampler(io.ComfyNode):
                     "and batch. Then width, height and batch_size are not used.",
                 ),
                 FlowHead.Input(
-                    "flow_head", optional=True, tooltip="From Flow Head Settings. Unconnected: the published values."
+                    "flow_head", optional=True, tooltip="From Flow Head Settings. Unconnected: the model's own."
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="A VGT latent, for VGT Decode or any latent node.")],

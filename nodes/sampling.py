@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
-from ..vgt.networks.flow_head import FlowSettings
+from ..vgt.sampling import SamplingSettings
 from .host.drawing import generate
 from .host.loading import VGTModel
 from .host.progress import ProgressReport
@@ -20,7 +21,7 @@ from .host.vae import check_latent, nearest_multiple
 def sample(
     model: VGTModel,
     latent: dict | None,
-    flow_head: dict | None,
+    flow_head: SamplingSettings | None,
     *,
     prompt: str,
     negative_prompt: str,
@@ -28,29 +29,38 @@ def sample(
     height: int,
     batch_size: int,
     denoise: float,
-    seed: int,
+    cfg: float,
+    tokens_per_step: int,
     **settings,
 ) -> dict:
     """The sampler node's work: a LATENT with new samples, its other entries as they came.
 
+    width, height, cfg, tokens_per_step: 0 is the model's own, as is all of `flow_head` where that is None.
+
     Raises ValueError, one sentence, for a latent that is not VGT's, holds NaN, or does not fit its mask.
     """
-    for name, value in (("latent", latent), ("flow_head", flow_head)):
-        if value is not None and not isinstance(value, dict):  # which the API can send
+    for name, value, kind in (("latent", latent, dict), ("flow_head", flow_head, SamplingSettings)):
+        if value is not None and not isinstance(value, kind):  # which the API can send
             raise ValueError(f"{name} is {value!r}; connect a node to it, or nothing.")
-    latent, flow_head = dict(latent or {"samples": None}), flow_head or {}
+    size = {"width": width or None, "height": height or None}
+    chosen = SamplingSettings(**size, cfg=cfg or None, tokens_per_step=tokens_per_step or None, **settings)
+    chosen = chosen.over(flow_head or SamplingSettings()).filled(model.recommended)
+    latent = dict(latent or {"samples": None})
     samples = latent["samples"]
     if samples is not None and _is_empty(latent):
-        width, height, batch_size = _size_of_empty(latent)
+        size, batch_size = _size_of_empty(latent)
+        chosen = replace(chosen, **size)
         samples = None
         latent.pop("downscale_ratio_spacial", None)  # newer hosts say there how small the empty latent was
     if samples is None:
-        samples = torch.zeros(batch_size, LATENT_CHANNELS, height // TOKEN_PIXELS, width // TOKEN_PIXELS)
-        masks = torch.ones(batch_size, *samples.shape[2:], dtype=torch.bool)
+        chosen = _in_whole_tokens(chosen)
+        grid = chosen.height // TOKEN_PIXELS, chosen.width // TOKEN_PIXELS
+        samples = torch.zeros(batch_size, LATENT_CHANNELS, *grid)
+        masks = torch.ones(batch_size, *grid, dtype=torch.bool)
     else:
         check_latent(samples)
-        masks = _masks(latent, denoise, seed)
-        height, width = samples.shape[2] * TOKEN_PIXELS, samples.shape[3] * TOKEN_PIXELS
+        masks = _masks(latent, denoise, chosen.seed)
+        chosen = replace(chosen, height=samples.shape[2] * TOKEN_PIXELS, width=samples.shape[3] * TOKEN_PIXELS)
 
     out = samples.to(torch.float32, copy=True)
     indices = list(latent.get("batch_index") or range(len(samples)))[: len(samples)]
@@ -67,17 +77,19 @@ def sample(
                 progress,
                 [_plain(prompt)] * len(rows),
                 _plain(negative_prompt) if negative_prompt.strip() else None,
-                height=height,
-                width=width,
-                seed=seed,
+                chosen,
                 latent=None if mask.all() else out[rows],
                 mask=None if mask.all() else mask,
                 batch_index=[indices[row] for row in rows],
-                flow=flow_head.get("flow", FlowSettings()),
-                cfg_schedule=flow_head.get("cfg_schedule", "linear"),
-                **settings,
             ).to(out)
     return latent | {"samples": out}
+
+
+def _in_whole_tokens(settings: SamplingSettings) -> SamplingSettings:
+    width, height = nearest_multiple(settings.width), nearest_multiple(settings.height)
+    if (width, height) != (settings.width, settings.height):
+        logging.info(f"VGT: drawing {width}x{height}, the whole tokens nearest to {settings.width}x{settings.height}.")
+    return replace(settings, width=width, height=height)
 
 
 def _is_empty(latent: dict) -> bool:
@@ -85,18 +97,14 @@ def _is_empty(latent: dict) -> bool:
     return "noise_mask" not in latent and not latent["samples"].any()
 
 
-def _size_of_empty(latent: dict) -> tuple[int, int, int]:
+def _size_of_empty(latent: dict) -> tuple[dict[str, int], int]:
+    """Width and height in pixels, and the batch."""
     samples = latent["samples"]
     if samples.ndim != 4:
         raise ValueError(f"The latent has {samples.ndim} dimensions; VGT draws still images, use an image latent.")
     batch, channels, h, w = samples.shape
     ratio = TOKEN_PIXELS if channels == LATENT_CHANNELS else latent.get("downscale_ratio_spacial", 8)
-    width, height = (nearest_multiple(side * ratio) for side in (w, h))
-    if (width, height) != (w * ratio, h * ratio):
-        logging.info(
-            f"VGT: drawing {width}x{height}, the multiple of 28 nearest to the latent's {w * ratio}x{h * ratio}."
-        )
-    return width, height, batch
+    return {"width": w * ratio, "height": h * ratio}, batch
 
 
 def _masks(latent: dict, denoise: float, seed: int) -> Tensor:

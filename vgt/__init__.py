@@ -8,9 +8,10 @@ _EXPORTS = {
     "CheckpointError": "files.checkpoint",
     "FlowSettings": "networks.flow_head",
     "Progress": "run.generation",
+    "SamplingSettings": "sampling",
 }
 
-__all__ = ["CheckpointError", "FlowSettings", "Model", "Progress", "load"]
+__all__ = ["CheckpointError", "FlowSettings", "Model", "Progress", "SamplingSettings", "load"]
 
 
 def __getattr__(name: str):

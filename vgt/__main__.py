@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from .arguments import add_settings, read_settings
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors a user can mend are one sentence on stderr."""
@@ -32,12 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt")
     generate.add_argument("output", type=Path, help="the PNG to write; with --batch, -0, -1 … are put before .png")
     generate.add_argument("--negative", default=None, help="what to stay away from")
-    generate.add_argument("--width", type=int, default=448)
-    generate.add_argument("--height", type=int, default=448)
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--cfg", type=float, default=4.5)
-    generate.add_argument("--steps", type=int, default=30, help="flow steps a token")
-    generate.add_argument("--tokens-per-step", type=int, default=1)
+    add_settings(generate)
     generate.add_argument("--batch", type=int, default=1, help="images to draw")
     generate.set_defaults(run=_generate)
 
@@ -82,10 +79,8 @@ def _convert(options) -> None:
 def _generate(options) -> None:
     from tqdm import tqdm
 
-    from .networks.flow_head import FlowSettings
-
-    flow = FlowSettings(steps=options.steps)
     model = _load(options)
+    settings = read_settings(options, model.recommended)
     with tqdm(unit="token", delay=0.001) as bar:  # not shown for a run that does not begin
 
         def progress(state):
@@ -95,12 +90,7 @@ def _generate(options) -> None:
         latent = model.generate(
             [options.prompt] * options.batch,
             options.negative,
-            height=options.height,
-            width=options.width,
-            seed=options.seed,
-            cfg=options.cfg,
-            tokens_per_step=options.tokens_per_step,
-            flow=flow,
+            **vars(settings),
             progress=progress,
         )
     for index, pixels in enumerate(model.decode(latent)):

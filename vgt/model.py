@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,13 +12,15 @@ from .config import ModelConfig
 from .files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
 from .networks.autoencoder import Autoencoder
 from .prompt import PromptTokenizer
-from .run.generation import Generator, generate
+from .run.generation import Generator, Progress, generate
+from .sampling import SamplingSettings
 
 
 class Model:
     """What `vgt.load` returns.
 
-    Attributes: config; autoencoder; generator and tokenizer, None in a tokenizer-only model; device; dtype.
+    Attributes: config; autoencoder; generator and tokenizer, None in a tokenizer-only model; device; dtype;
+    recommended, how its maker would draw (what is open in it: as published).
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class Model:
         tokenizer: PromptTokenizer | None,
         device: torch.device,
         dtype: torch.dtype,
+        recommended: SamplingSettings | None = None,
     ):
         self.config = config
         self.autoencoder = autoencoder
@@ -35,6 +39,7 @@ class Model:
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
+        self.recommended = recommended or SamplingSettings()
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -46,11 +51,41 @@ class Model:
         """latent [B, 32, h, w] → pixels [B, 3, 28h, 28w] in [-1, 1], unclamped, float32."""
         return self.autoencoder.decode(latent.to(self.device, self.dtype)).float()
 
-    def generate(self, prompts, negative=None, **settings) -> Tensor:
-        """Prompts → latent [B, 32, h, w], float32; see generation.generate. ValueError for a tokenizer-only model."""
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        negative: str | Sequence[str] | None = None,
+        *,
+        noise: Tensor | None = None,
+        latent: Tensor | None = None,
+        mask: Tensor | None = None,
+        batch_index: Sequence[int] | None = None,
+        graphs: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        **settings,
+    ) -> Tensor:
+        """Prompts → latent [B, 32, h, w], float32.
+
+        settings: the fields of sampling.SamplingSettings, height, seed, cfg …; the model's own where left out. The
+        other arguments are run.generation.generate's. Raises ValueError for a tokenizer-only model or an argument out
+        of range, TypeError for one that does not exist.
+        """
         if self.generator is None:
             raise ValueError("This model is a tokenizer only and cannot generate; load a full VGT checkpoint.")
-        return generate(self.generator, self.tokenizer, prompts, negative, device=self.device, **settings)
+        return generate(
+            self.generator,
+            self.tokenizer,
+            prompts,
+            negative,
+            SamplingSettings(**settings).filled(self.recommended),
+            noise=noise,
+            latent=latent,
+            mask=mask,
+            batch_index=batch_index,
+            device=self.device,
+            graphs=graphs,
+            progress=progress,
+        )
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:
@@ -71,7 +106,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     if checkpoint.config.generator:
         generator = build_generator(checkpoint, dtype=dtype, device=device)
         tokenizer = build_tokenizer(checkpoint)
-    return Model(checkpoint.config, autoencoder, generator, tokenizer, device, dtype)
+    return Model(checkpoint.config, autoencoder, generator, tokenizer, device, dtype, checkpoint.recommended)
 
 
 def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, device="cpu") -> Autoencoder:

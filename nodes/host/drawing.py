@@ -12,21 +12,32 @@ from ...vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
 from ...vgt.networks.flow_head import MODULATION_ROWS
 from ...vgt.run import generation
 from ...vgt.run.plan import group_sizes
+from ...vgt.sampling import SamplingSettings
 from .loading import VGTModel
 from .patcher import free_memory, is_paged, room_for
 from .progress import ProgressReport
 
 
-def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], negative: str | None, **settings) -> Tensor:
+def generate(
+    model: VGTModel,
+    progress: ProgressReport,
+    prompts: list[str],
+    negative: str | None,
+    settings: SamplingSettings,
+    *,
+    latent: Tensor | None,
+    mask: Tensor | None,
+    batch_index: list[int],
+) -> Tensor:
     """vgt.run.generation.generate on the host's device. A batch that does not fit is drawn in two halves."""
     patcher = model.patcher
-    needed = _sampling_memory(model, prompts, negative, settings)
+    needed = _sampling_memory(model, prompts, negative, settings, mask)
     if free_memory(patcher) < room_for(needed):
         patcher.model.graphs.clear()  # rather than have the host unload weights for want of what these hold
         memory.soft_empty_cache()
     memory.load_models_gpu([patcher], memory_required=needed)
     device = patcher.load_device
-    start = progress.begin((settings["height"] // TOKEN_PIXELS, settings["width"] // TOKEN_PIXELS), needed)
+    start = progress.begin((settings.height // TOKEN_PIXELS, settings.width // TOKEN_PIXELS), needed)
     try:
         if len(prompts) == 1 or needed <= free_memory(patcher):
             return generation.generate(
@@ -34,10 +45,13 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
                 model.tokenizer,
                 prompts,
                 negative,
+                settings,
+                latent=latent,
+                mask=mask,
+                batch_index=batch_index,
                 device=device,
                 graphs=not is_paged(patcher),
                 progress=progress,
-                **settings,
             )
     except Exception as error:
         if not _is_out_of_memory(error):
@@ -54,9 +68,8 @@ def generate(model: VGTModel, progress: ProgressReport, prompts: list[str], nega
     middle = len(prompts) // 2
     for part in (slice(None, middle), slice(middle, None)):
         progress.rewind(start)
-        latent = settings["latent"]
-        rows = {"latent": None if latent is None else latent[part], "batch_index": settings["batch_index"][part]}
-        halves.append(generate(model, progress, prompts[part], negative, **settings | rows))
+        rows = {"latent": None if latent is None else latent[part], "batch_index": batch_index[part]}
+        halves.append(generate(model, progress, prompts[part], negative, settings, mask=mask, **rows))
     return torch.cat(halves)
 
 
@@ -66,25 +79,27 @@ def _is_out_of_memory(error: Exception) -> bool:
     return known or (isinstance(error, RuntimeError) and "out of memory" in str(error))
 
 
-def _sampling_memory(model: VGTModel, prompts: list[str], negative: str | None, settings: dict) -> int:
+def _sampling_memory(
+    model: VGTModel, prompts: list[str], negative: str | None, settings: SamplingSettings, mask: Tensor | None
+) -> int:
     """Bytes a run needs beside the weights: KV cache, activations of the largest step, modulations, noise."""
     generator = model.patcher.model
     language, head = generator.config.language, generator.config.flow_head
     size = memory.dtype_size(generator.dtype)
-    guided = settings["cfg"] > 1
+    guided = settings.cfg > 1
     rows = len(prompts) * (2 if guided else 1)
     text = max(model.tokenizer(prompts[:1], [negative] if guided else None).lengths)
-    tokens = settings["height"] * settings["width"] // TOKEN_PIXELS**2
-    drawn = tokens if settings["mask"] is None else int(settings["mask"].sum())
+    tokens = settings.height * settings.width // TOKEN_PIXELS**2
+    drawn = tokens if mask is None else int(mask.sum())
     given = tokens - drawn
-    together = settings["tokens_per_step"]
-    group = max(group_sizes(drawn, together, settings["grouping"]))
+    together = settings.tokens_per_step
+    group = max(group_sizes(drawn, together, settings.grouping))
     slots = text + 2 * given + (3 if together > 1 else 2) * drawn
     cache = 2 * language.depth * rows * language.kv_heads * slots * language.head_width * size
     inputs = max(text + 2 * given + group, 3 * group)
     activations = inputs * (4 * language.mlp_width + 6 * language.width) + language.heads * inputs**2
     activations *= rows * size
-    steps = settings["flow"].steps
+    steps = settings.flow.steps
     # the flow head makes them for so many rows at a time, and drops the last ones when it has the next
     modulated = rows * group * min(steps, 2 * max(1, MODULATION_ROWS // (rows * group)))
     modulations = modulated * (3 * head.depth + 2) * head.width * size * 9 // 8

@@ -19,6 +19,7 @@ from ...vgt.files.checkpoint import convert, read_checkpoint
 from ...vgt.files.qwen_tokenizer import build_family_tokenizer
 from ...vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ...vgt.prompt import PromptTokenizer
+from ...vgt.sampling import SamplingSettings
 from .operations import Float8Operations, Operations
 from .patcher import GeneratorPatcher, is_paged
 from .vae import VGTVAE
@@ -46,6 +47,8 @@ class VGTModel:
     """None for a tokenizer-only model."""
     tokenizer: PromptTokenizer | None
     vae: VGTVAE
+    recommended: SamplingSettings
+    """How the model's maker would draw."""
 
     def is_dynamic(self) -> bool:
         """Newer hosts' node cache asks: short of memory, it keeps what it can page out and drops the rest."""
@@ -106,7 +109,7 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
         tokenizer = build_tokenizer(checkpoint)
         generator = build_generator(checkpoint, dtype=compute, operations=operations)
         patcher = GeneratorPatcher(generator, load_device=device, offload_device=memory.unet_offload_device())
-    return VGTModel(name, patcher, tokenizer, vae), vae
+    return VGTModel(name, patcher, tokenizer, vae, checkpoint.recommended), vae
 
 
 def _download(name: str) -> Path:

@@ -2,6 +2,7 @@ import argparse
 import copy
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,14 @@ from scipy import ndimage
 
 import vgt
 from vgt.evaluation import benchmarks, command, reconstruction, results, scenes, sweep
-from vgt.evaluation.drawing import BLOCK, Settings, batches, draw
+from vgt.evaluation.drawing import BLOCK, batches, draw
+from vgt.networks.flow_head import FlowSettings
+from vgt.sampling import SamplingSettings
 from vgt.scenes.detector import Detection, Found, detect, judge, mistake, relations
 from vgt.scenes.world import CATEGORIES, Item, Object, Request, Scene, render, sample_scene, to_pixels
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-QUICK = Settings(size=56, steps=2, batch=4)
+QUICK = SamplingSettings(56, 56, flow=FlowSettings(steps=2)).filled()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,11 +125,11 @@ def test_batches_stay_within_blocks():
     assert list(batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(batches([0, BLOCK - 1, BLOCK, BLOCK + 2], 16)) == [[0, BLOCK - 1], [BLOCK, BLOCK + 2]]
     with pytest.raises(ValueError, match="batch"):
-        Settings(batch=0)
+        list(batches([0], 0))
 
 
 def test_a_picture_depends_on_its_number_and_not_on_its_batch():
-    settings = Settings(size=56, steps=2, decoding="training-consistent")
+    settings = replace(QUICK, decoding="training-consistent")
     texts = ["a red star", "two green hearts on a navy background", "a circle"]
     together = draw(model(), texts, [3, 4, 5], settings)
     assert together.shape == (3, 3, 56, 56) and 0 <= together.min() <= together.max() <= 1
@@ -136,7 +139,7 @@ def test_a_picture_depends_on_its_number_and_not_on_its_batch():
 def test_the_scenes_score(tmp_path):
     result = scenes.score(model(), 12, QUICK, folder=tmp_path / "pictures")
     assert len(list((tmp_path / "pictures").iterdir())) == 12
-    assert set(result["categories"]) == set(CATEGORIES) and result["settings"]["size"] == 56
+    assert set(result["categories"]) == set(CATEGORIES) and result["settings"]["height"] == 56
     assert all(category["total"] == 2 for category in result["categories"].values())
     assert 0 <= result["score"] <= 0.2 and result["pictures"][0]["wrong"]
     assert "| overall" in scenes.table(result) and json.dumps(result)
@@ -161,7 +164,7 @@ def test_a_perfect_painter_scores_one():
             pictures.append(to_pixels(render(sample_scene(rng, "test", asked[number][0].category)[0], 112)))
         return torch.stack(pictures) * 2 - 1
 
-    result = scenes.score(SimpleNamespace(generate=generate, decode=decode), 24, Settings(size=112))
+    result = scenes.score(SimpleNamespace(generate=generate, decode=decode), 24, SamplingSettings(112, 112).filled())
     assert result["score"] == 1 and drawn == [caption for _, caption in asked]
 
 
@@ -194,7 +197,7 @@ def test_geneval_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
     with Image.open(lost) as image:
         assert abs(np.frombuffer(pixels, "u1").astype(int) - np.frombuffer(image.tobytes(), "u1")).max() <= 1
     with pytest.raises(ValueError, match="another run"):
-        benchmarks.geneval(model(), metadata, folder, Settings(size=84, steps=2))
+        benchmarks.geneval(model(), metadata, folder, replace(QUICK, height=84, width=84))
     trained_on = copy.deepcopy(model())
     trained_on.generator.flow_head.output_proj.bias.data += 0.1
     with pytest.raises(ValueError, match=r"another run \(weights "):
@@ -302,7 +305,7 @@ def test_sweeps_results_and_curves(tmp_path, monkeypatch):
 def test_curves_become_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     found = [
-        {"kind": "scenes", "label": label, "score": score, "settings": {**vars(QUICK), "cfg": cfg}}
+        {"kind": "scenes", "label": label, "score": score, "settings": {**QUICK.to_dict(), "cfg": cfg}}
         for label in ("one", "other")
         for cfg, score in ((1.0, 0.5), (3.0, 0.9))
     ]

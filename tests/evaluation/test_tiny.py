@@ -12,7 +12,7 @@ import torch
 
 import vgt
 from vgt.evaluation import reconstruction, scenes
-from vgt.evaluation.drawing import Settings
+from vgt.sampling import SamplingSettings
 
 MODEL = Path(__file__).parents[2] / "models" / "vgt-tiny.safetensors"
 RECORDS = Path(__file__).parents[1] / "fixtures" / "vgt-tiny"
@@ -26,7 +26,8 @@ def model():
 def test_the_recorded_scenes_come_out_again(model):
     """The same prompts are drawn right; another processor's rounding may turn one of them."""
     recorded = json.loads((RECORDS / "scenes.json").read_text(encoding="utf-8"))
-    result = scenes.score(model, recorded["count"], Settings(**recorded["settings"]))
+    settings = SamplingSettings.from_dict(recorded["settings"])
+    result = scenes.score(model, recorded["count"], settings, batch=recorded["settings"]["batch"])
     verdicts = zip(recorded["pictures"], result["pictures"], strict=True)
     assert sum((was["wrong"] is None) != (now["wrong"] is None) for was, now in verdicts) <= 2
 

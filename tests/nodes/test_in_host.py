@@ -32,6 +32,7 @@ IN_HOST = """
     from pack.nodes import sampling
     from pack.nodes.host import drawing, loading, progress
     from pack.vgt.networks.flow_head import FlowSettings
+    from pack.vgt.sampling import SamplingSettings
     loading.register_model_folder()
     folder_paths.add_model_folder_path("vgt", models)
     model, _ = loading.load_model(intern, "fp8_e4m3fn")
@@ -44,12 +45,12 @@ IN_HOST = """
         prompt="a cat", negative_prompt="", width=56, height=84, batch_size=3, denoise=1.0, seed=4, cfg=3.0,
         tokens_per_step=1, order="random", decoding="published", grouping="uniform",
     )
-    flow = {"flow": FlowSettings(steps=2)}
+    flow = SamplingSettings(flow=FlowSettings(steps=2))
     whole = sampling.sample(model, None, flow, **settings)["samples"]
     reports, Report = [], sampling.ProgressReport
     sampling.ProgressReport = lambda *arguments: reports.append(Report(*arguments)) or reports[-1]
     progress.args.preview_method = progress.LatentPreviewMethod.Auto
-    slow = {"flow": FlowSettings(steps=300)}
+    slow = SamplingSettings(flow=FlowSettings(steps=300))
     began = time.monotonic()
     sampling.sample(model, None, slow, **settings | {"width": 112, "height": 112, "batch_size": 1})
     said |= {"previews": reports[0]._spent, "run": time.monotonic() - began}

@@ -77,6 +77,26 @@ def test_flow_head_unconnected_is_the_published_one(host, python_models):
     torch.testing.assert_close(run_latent(host, graph), want.cpu(), **STRICT)
 
 
+def test_what_is_left_open_is_the_models_own(host, models):
+    """Where width, height, cfg and tokens a step are 0, the file says how its maker would draw."""
+    own = vgt.SamplingSettings(56, 84, cfg=2.0, tokens_per_step=2, flow=vgt.FlowSettings(steps=3))
+    checkpoint = read_checkpoint(models / INTERN)
+    checkpoint.recommended = own
+    save_checkpoint(checkpoint, models / "recommends.safetensors")
+    graph = draw("recommends.safetensors", width=0, height=0, cfg=0, tokens_per_step=0)
+    del graph["draw"]["inputs"]["flow_head"]
+    got = run_latent(host, graph)
+    want = vgt.load(models / "recommends.safetensors").generate("a photo of a cat", seed=1)
+    assert got.shape == (1, 32, 2, 3)
+    torch.testing.assert_close(got, want, **STRICT)
+    torch.testing.assert_close(run_latent(host, draw("recommends.safetensors")), run_latent(host, draw()), **STRICT)
+
+
+def test_a_size_between_tokens_is_rounded_and_the_log_says_so(host):
+    assert run_latent(host, draw(width=60, height=100)).shape == (1, 32, 4, 2)
+    assert "VGT: drawing 56x112, the whole tokens nearest to 60x100." in host.log()
+
+
 def test_the_picture_is_pythons(host, python_models):
     graph = {**draw(), "decode": node("VGTDecode", samples=["draw", 0], vae=["load", 1])}
     outputs = host.run(save_latent(save_image(graph, "decode")))

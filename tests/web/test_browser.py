@@ -295,9 +295,9 @@ def test_an_invalid_value_is_named_in_a_dialog_and_its_node_is_marked(interface)
     assert all("400 (Bad Request)" in line or "PromptExecutionError" in line for line in interface.complaints)
 
     interface.complaints.clear()
-    interface.set("VGTARSampler", cfg=4.5, width=230)  # refused by the node
+    interface.set("VGTARSampler", cfg=4.5, width=224)  # refused by the node
     interface.run()
-    assert "The size is 230x112; width and height must be multiples of 28." in interface.dialog()
+    assert "The size is 224x112; this model draws at most 112x112." in interface.dialog()
     assert interface.page.evaluate("app.lastExecutionError.node_id") == str(sampler)
     interface.screenshot("error_in_the_node")
     interface.page.keyboard.press("Escape")

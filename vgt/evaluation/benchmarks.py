@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .drawing import Settings, batches, check_same_run, draw, process, to_image, write_whole
+from ..sampling import SamplingSettings
+from .drawing import BATCH, batches, check_same_run, draw, process, to_image, write_whole
 
 SAMPLES = 4
 """Pictures a prompt, in both benchmarks."""
 
 
-def geneval(model, metadata: Path, folder: Path, settings: Settings) -> None:
+def geneval(model, metadata: Path, folder: Path, settings: SamplingSettings, batch: int = BATCH) -> None:
     """Draw GenEval: `folder`/00000/metadata.jsonl and `folder`/00000/samples/0000.png to 0003.png, and so on.
 
     Args:
@@ -36,19 +37,19 @@ def geneval(model, metadata: Path, folder: Path, settings: Settings) -> None:
     numbers = [SAMPLES * index + k for index in _share(len(prompts)) for k in range(SAMPLES)]
     missing = [number for number in numbers if not sample(number).exists()]
     with _bar(numbers, missing) as bar:
-        for batch in batches(missing, settings.batch):
-            texts = [prompts[number // SAMPLES]["prompt"].strip() for number in batch]
-            for number, pixels in zip(batch, draw(model, texts, batch, settings)):
+        for some in batches(missing, batch):
+            texts = [prompts[number // SAMPLES]["prompt"].strip() for number in some]
+            for number, pixels in zip(some, draw(model, texts, some, settings)):
                 _save(pixels, sample(number))
                 bar.update()
 
 
-def dpg(model, prompts: Path, folder: Path, settings: Settings) -> None:
+def dpg(model, prompts: Path, folder: Path, settings: SamplingSettings, batch: int = BATCH) -> None:
     """Draw DPG-Bench: for each NAME.txt in `prompts` a `folder`/NAME.png that holds four samples, two by two.
 
     A prompt is the first line of its file, as in the published evaluation. What is there already is kept. Raises
     ValueError for a folder without prompts, an empty prompt, or a folder of another run.
-    Source: ELLA, dpg_bench/compute_dpg_bench.py; the scorer's --resolution is `settings.size`, its --pic-num 4.
+    Source: ELLA, dpg_bench/compute_dpg_bench.py; the scorer's --resolution is the side of a picture, its --pic-num 4.
     """
     files = sorted(prompts.glob("*.txt"))
     if not files:
@@ -62,13 +63,13 @@ def dpg(model, prompts: Path, folder: Path, settings: Settings) -> None:
     mine = list(_share(len(files)))
     missing = [index for index in mine if not names[index].exists()]
     with _bar(mine, missing) as bar:
-        at_once = max(1, settings.batch // SAMPLES)
+        at_once = max(1, batch // SAMPLES)
         for start in range(0, len(missing), at_once):
             group = missing[start : start + at_once]
             numbers = [SAMPLES * index + k for index in group for k in range(SAMPLES)]
             drawn = [
-                draw(model, [texts[number // SAMPLES] for number in batch], batch, settings)
-                for batch in batches(numbers, settings.batch)
+                draw(model, [texts[number // SAMPLES] for number in some], some, settings)
+                for some in batches(numbers, batch)
             ]
             for index, four in zip(group, torch.cat(drawn).split(SAMPLES)):
                 grid = torch.cat((torch.cat((four[0], four[1]), dim=2), torch.cat((four[2], four[3]), dim=2)), dim=1)

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
+
+from ..arguments import add_settings, read_settings
+from ..networks.flow_head import FlowSettings
+from ..sampling import PUBLISHED, SamplingSettings
+
+DPG = replace(PUBLISHED, flow=FlowSettings(steps=100))
+"""As the paper draws for DPG-Bench."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     scenes = commands.add_parser("scenes", help="draw held-out scenes and judge them by rules")
     _add_model(scenes)
-    _add_drawing(scenes, steps=30)
+    _add_drawing(scenes)
     scenes.add_argument("--count", type=int, default=300, help="prompts; the categories in turn")
     scenes.add_argument("--split", choices=("test", "train"), default="test", help="test: held-out combinations")
     scenes.add_argument("--pictures", type=Path, default=None, help="a folder for the pictures")
@@ -37,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(geneval)
     geneval.add_argument("metadata", type=Path, help="the benchmark's evaluation_metadata.jsonl")
     geneval.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
-    _add_drawing(geneval, steps=30)
+    _add_drawing(geneval)
     geneval.set_defaults(score=_geneval)
 
     dpg = commands.add_parser("dpg", help="draw DPG-Bench's prompts into the pictures its scorer reads")
     _add_model(dpg)
     dpg.add_argument("prompts", type=Path, help="the benchmark's folder of .txt prompts")
     dpg.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
-    _add_drawing(dpg, steps=100)
+    _add_drawing(dpg, DPG)
     dpg.set_defaults(score=_dpg)
 
     sweep = commands.add_parser("sweep", help="the scenes score against one setting, a result file each")
@@ -53,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sweep.add_argument("folder", type=Path, help="where the results go; what is there is kept")
     sweep.add_argument("--count", type=int, default=300, help="prompts a setting")
     sweep.add_argument("--label", default=None, help="the name of the curve")
-    _add_drawing(sweep, steps=30)
+    _add_drawing(sweep)
     sweep.set_defaults(score=_sweep)
 
     results = commands.add_parser("results", help="results into a Markdown table and a curve")
@@ -75,20 +82,11 @@ def _add_model(parser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
 
 
-def _add_drawing(parser, steps: int) -> None:
-    parser.add_argument("--size", type=int, help="width and height; 448, or the most a smaller model draws")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=16, help="pictures at once")
-    parser.add_argument("--cfg", type=float, default=4.5)
-    parser.add_argument("--cfg-schedule", choices=("linear", "constant"), default="linear")
-    parser.add_argument("--steps", type=int, default=steps, help="flow steps a token")
-    parser.add_argument("--tokens-per-step", type=int, default=1)
-    parser.add_argument("--order", choices=("random", "sequential"), default="random")
-    parser.add_argument("--decoding", choices=("published", "training-consistent"), default="published")
-    parser.add_argument("--grouping", choices=("uniform", "cosine"), default="uniform")
-    parser.add_argument("--solver", choices=("euler_maruyama", "euler"), default="euler_maruyama")
-    parser.add_argument("--last-step", type=float, default=0.04)
-    parser.add_argument("--temperature", type=float, default=1.0)
+def _add_drawing(parser, published: SamplingSettings = PUBLISHED) -> None:
+    add_settings(parser, published)
+    parser.add_argument("--size", type=int, help="width and height in one")
+    parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: %(default)s)")
+    parser.set_defaults(published=published)
 
 
 def _add_result(parser) -> None:
@@ -97,15 +95,12 @@ def _add_result(parser) -> None:
     parser.add_argument("--training-step", type=int, default=None, help="when the model was saved, for curves")
 
 
-def _settings(options, model):
-    from ..config import TOKEN_PIXELS
-    from .drawing import Settings
-
+def _settings(options, model) -> SamplingSettings:
     if model.config.generator is None:
         raise ValueError(f"{options.model} is a tokenizer only and cannot draw; give a full VGT model.")
-    if options.size is None:
-        options.size = min(448, TOKEN_PIXELS * model.config.generator.query_grid)
-    return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    if options.size is not None:
+        options.width = options.height = options.size
+    return read_settings(options, model.recommended, options.published)
 
 
 def _load(options):
@@ -133,7 +128,8 @@ def _scenes(options) -> None:
     from .scenes import score, table
 
     model = _load(options)
-    result = score(model, options.count, _settings(options, model), split=options.split, folder=options.pictures)
+    settings = _settings(options, model)
+    result = score(model, options.count, settings, split=options.split, folder=options.pictures, batch=options.batch)
     print(table(result))
     _finish(options, result)
 
@@ -161,7 +157,7 @@ def _geneval(options) -> None:
     from .benchmarks import geneval
 
     model = _load(options)
-    geneval(model, options.metadata, options.folder, _settings(options, model))
+    geneval(model, options.metadata, options.folder, _settings(options, model), options.batch)
     print(
         f"Score them with GenEval's own script: evaluation/evaluate_images.py {options.folder} --outfile results.jsonl"
     )
@@ -171,10 +167,11 @@ def _dpg(options) -> None:
     from .benchmarks import dpg
 
     model = _load(options)
-    dpg(model, options.prompts, options.folder, _settings(options, model))
+    settings = _settings(options, model)
+    dpg(model, options.prompts, options.folder, settings, options.batch)
     print(
         f"Score them with DPG-Bench's own script: dpg_bench/compute_dpg_bench.py --image-root-path {options.folder} "
-        f"--resolution {options.size} --pic-num 4 --vqa-model mplug"
+        f"--resolution {settings.height} --pic-num 4 --vqa-model mplug"
     )
 
 
@@ -182,7 +179,8 @@ def _sweep(options) -> None:
     from .sweep import run as sweep
 
     model = _load(options)
-    sweep(model, options.setting, options.folder, options.count, _settings(options, model), options.label)
+    settings = _settings(options, model)
+    sweep(model, options.setting, options.folder, options.count, settings, options.label, options.batch)
 
 
 def _results(options) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,63 +14,26 @@ from torch import Tensor
 
 from ..config import TOKEN_PIXELS
 from ..files.fingerprint import fingerprint
-from ..networks.flow_head import FlowSettings
 from ..run.generation import draw_noise
+from ..sampling import SamplingSettings
 
 BLOCK = 64
 """Pictures that are drawn in the same order of tokens; a batch stays within a block."""
+BATCH = 16
+"""Pictures drawn together unless one says otherwise. In published decoding the padding of a batch is seen, so it bears
+on the pictures."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the pictures of a score are drawn; see generation.generate. The defaults are those of the paper's GenEval."""
-
-    size: int = 448
-    seed: int = 0
-    cfg: float = 4.5
-    cfg_schedule: str = "linear"
-    steps: int = 30
-    tokens_per_step: int = 1
-    order: str = "random"
-    decoding: str = "published"
-    grouping: str = "uniform"
-    solver: str = "euler_maruyama"
-    last_step: float = 0.04
-    temperature: float = 1.0
-    batch: int = 16
-    """Pictures drawn together. In published decoding the padding of a batch is seen, so it bears on the pictures."""
-
-    def __post_init__(self):
-        if not 1 <= self.batch <= BLOCK:
-            raise ValueError(f"batch is {self.batch}; it must lie between 1 and {BLOCK}.")
-
-    @property
-    def flow(self) -> FlowSettings:
-        return FlowSettings(self.steps, self.last_step, self.solver, self.temperature)
-
-
-def draw(model, prompts: Sequence[str], numbers: Sequence[int], settings: Settings) -> Tensor:
+def draw(model, prompts: Sequence[str], numbers: Sequence[int], settings: SamplingSettings) -> Tensor:
     """Draw pictures: prompts and the number of each in the whole run → [B, 3, H, W] in [0, 1], float32, on the CPU.
 
     A picture's noise depends on its number and the seed alone. All are drawn in the token order of the first's block.
+    The settings are complete ones.
     """
-    tokens = (settings.size // TOKEN_PIXELS) ** 2
-    noise = [draw_noise(picture_seed(settings.seed, number), [0], tokens, settings.steps) for number in numbers]
-    latent = model.generate(
-        prompts,
-        height=settings.size,
-        width=settings.size,
-        seed=settings.seed,
-        order_seed=picture_seed(settings.seed, numbers[0] // BLOCK),
-        noise=torch.cat(noise),
-        cfg=settings.cfg,
-        cfg_schedule=settings.cfg_schedule,
-        tokens_per_step=settings.tokens_per_step,
-        order=settings.order,
-        decoding=settings.decoding,
-        grouping=settings.grouping,
-        flow=settings.flow,
-    )
+    tokens = settings.height * settings.width // TOKEN_PIXELS**2
+    noise = [draw_noise(picture_seed(settings.seed, number), [0], tokens, settings.flow.steps) for number in numbers]
+    own = replace(settings, order_seed=picture_seed(settings.seed, numbers[0] // BLOCK))
+    latent = model.generate(prompts, noise=torch.cat(noise), **vars(own))
     return ((model.decode(latent) + 1) / 2).clamp(0, 1).cpu()
 
 
@@ -80,7 +43,12 @@ def picture_seed(seed: int, number: int) -> int:
 
 
 def batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Cut numbers (rising) into batches of `size` at the most, none of which crosses a block."""
+    """Cut numbers (rising) into batches of `size` at the most, none of which crosses a block.
+
+    Raises ValueError for a size below 1 or above a block's.
+    """
+    if not 1 <= size <= BLOCK:
+        raise ValueError(f"batch is {size}; it must lie between 1 and {BLOCK}.")
     batch: list[int] = []
     for number in numbers:
         if batch and (len(batch) == size or number // BLOCK != batch[0] // BLOCK):
@@ -120,13 +88,11 @@ def weights_of(model) -> str:
     return fingerprint({f"{at}.{k}": v for at, part in parts.items() for k, v in part.state_dict().items()})[:16]
 
 
-def check_same_run(folder: Path, settings: Settings, model, prompts: Sequence[str]) -> None:
+def check_same_run(folder: Path, settings: SamplingSettings, model, prompts: Sequence[str]) -> None:
     """Note beside the folder how its pictures are drawn. ValueError if it holds some that were drawn otherwise."""
     note = folder.with_name(folder.name + ".settings.json")
-    # The batch may change: it is a matter of memory.
     digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
-    now = {**asdict(settings), "weights": weights_of(model), "prompts": digest}
-    now.pop("batch")
+    now = {**settings.to_dict(), "weights": weights_of(model), "prompts": digest}
     if note.exists():
         before = json.loads(note.read_text(encoding="utf-8"))
         other = [name for name in now if before.get(name) != now[name]]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ..sampling import SamplingSettings
 from ..scenes.detector import detect, mistake
 from ..scenes.world import CATEGORIES, Request, sample_scene
-from .drawing import Settings, batches, draw, to_image
+from .drawing import BATCH, batches, draw, to_image
 
 PROMPT_SEED = "scenes score"
 
@@ -26,12 +26,22 @@ def prompts(count: int, split: str = "test") -> list[tuple[Request, str]]:
     return drawn
 
 
-def score(model, count: int, settings: Settings, *, split: str = "test", folder: Path | None = None) -> dict:
+def score(
+    model,
+    count: int,
+    settings: SamplingSettings,
+    *,
+    split: str = "test",
+    folder: Path | None = None,
+    batch: int = BATCH,
+) -> dict:
     """Draw `count` prompts and judge the pictures.
 
     Args:
+        settings: complete ones.
         split: "test" for held-out combinations, "train" for others.
         folder: where to write the pictures, NUMBER-right.png or NUMBER-wrong.png; None writes none.
+        batch: pictures drawn together.
 
     Returns {"kind", "count", "split", "settings", "score", "categories", "pictures"}: `score` is the mean over the
     categories as in GenEval, `categories` has {"right", "total", "score"} each, `pictures` the prompt, its category and
@@ -42,7 +52,7 @@ def score(model, count: int, settings: Settings, *, split: str = "test", folder:
     asked = prompts(count, split)
     pictures = []
     with tqdm(total=count, unit="picture") as bar:
-        for number, pixels in _drawn(model, asked, settings):
+        for number, pixels in _drawn(model, asked, settings, batch):
             request, caption = asked[number]
             wrong = mistake(request, detect(pixels))
             pictures.append({"prompt": caption, "category": request.category, "wrong": wrong})
@@ -59,7 +69,7 @@ def score(model, count: int, settings: Settings, *, split: str = "test", folder:
         "kind": "scenes",
         "count": count,
         "split": split,
-        "settings": asdict(settings),
+        "settings": {**settings.to_dict(), "batch": batch},
         "score": sum(category["score"] for category in categories.values()) / len(categories),
         "categories": categories,
         "pictures": pictures,
@@ -76,7 +86,7 @@ def table(result: dict) -> str:
     return "\n".join(rows)
 
 
-def _drawn(model, asked, settings) -> Iterator:
-    for batch in batches(range(len(asked)), settings.batch):
-        pixels = draw(model, [asked[number][1] for number in batch], batch, settings)
-        yield from zip(batch, pixels)
+def _drawn(model, asked, settings, batch) -> Iterator:
+    for numbers in batches(range(len(asked)), batch):
+        pixels = draw(model, [asked[number][1] for number in numbers], numbers, settings)
+        yield from zip(numbers, pixels)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from .drawing import Settings, weights_of, write_whole
+from ..sampling import SamplingSettings
+from .drawing import BATCH, weights_of, write_whole
 from .scenes import score
 
 TOKENS_PER_STEP = (1, 2, 4, 8, 16)
@@ -15,7 +16,7 @@ FLOW_STEPS = (5, 10, 20, 30, 50, 100)
 CFG = (1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0)
 
 
-def tokens_per_step(base: Settings) -> dict[str, Settings]:
+def tokens_per_step(base: SamplingSettings) -> dict[str, SamplingSettings]:
     """Both decodings, uniform and growing groups. At one token a step the two groupings are the same."""
     return {
         f"tokens-{tokens:02}-{decoding}-{grouping}": replace(
@@ -28,24 +29,26 @@ def tokens_per_step(base: Settings) -> dict[str, Settings]:
     }
 
 
-def flow_steps(base: Settings) -> dict[str, Settings]:
+def flow_steps(base: SamplingSettings) -> dict[str, SamplingSettings]:
     """Steps of the flow head a token."""
-    return {f"steps-{steps:03}": replace(base, steps=steps) for steps in FLOW_STEPS}
+    return {f"steps-{steps:03}": replace(base, flow=replace(base.flow, steps=steps)) for steps in FLOW_STEPS}
 
 
-def cfg(base: Settings) -> dict[str, Settings]:
+def cfg(base: SamplingSettings) -> dict[str, SamplingSettings]:
     """Guidance scales."""
     return {f"cfg-{scale}": replace(base, cfg=scale) for scale in CFG}
 
 
-SWEEPS: dict[str, Callable[[Settings], dict[str, Settings]]] = {
+SWEEPS: dict[str, Callable[[SamplingSettings], dict[str, SamplingSettings]]] = {
     "tokens-per-step": tokens_per_step,
     "steps": flow_steps,
     "cfg": cfg,
 }
 
 
-def run(model, sweep: str, folder: Path, count: int, base: Settings, label: str | None = None) -> None:
+def run(
+    model, sweep: str, folder: Path, count: int, base: SamplingSettings, label: str | None = None, batch: int = BATCH
+) -> None:
     """Write `folder`/NAME.json for every setting of a sweep; those that are there already are not drawn again.
 
     Raises ValueError when one of these is of another model, count or setting.
@@ -55,11 +58,12 @@ def run(model, sweep: str, folder: Path, count: int, base: Settings, label: str 
         path = folder / f"{name}.json"
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            if (found.get("weights"), found["count"], found["settings"]) != (weights, count, asdict(settings)):
+            wanted = weights, count, {**settings.to_dict(), "batch": batch}
+            if (found.get("weights"), found["count"], found["settings"]) != wanted:
                 raise ValueError(f"{path} is the result of another model, count or setting; choose another folder.")
             print(f"{path}: kept")
             continue
-        result = {"label": label, "weights": weights, **score(model, count, settings)}
+        result = {"label": label, "weights": weights, **score(model, count, settings, batch=batch)}
         write(result, path)
         print(f"{path}: {result['score']:.3f}")
 

@@ -2,7 +2,8 @@
 
 In: full AR checkpoints and tokenizers as published or self-trained (.pth or .safetensors beside base/ and dc_ae/), and
 files of our own. Out: one .safetensors with all tensors under our module names, the configuration as JSON under
-`vgt.config` in the metadata, and the tokenizer as a uint8 tensor `tokenizer.json`.
+`vgt.config` in the metadata, how its maker would draw under `vgt.recommended`, and the tokenizer as a uint8 tensor
+`tokenizer.json`.
 
 Nothing a pickle names is ever run (torch_file.py). Weights stay memory-mapped until a module takes them.
 """
@@ -14,14 +15,15 @@ import os
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import TOKEN_PIXELS, ModelConfig
+from ..sampling import SamplingSettings, default_side
 from .config_check import check_config
 from .layout import Joined, LayoutError, to_our_names
 from .published_config import read_config
@@ -29,6 +31,7 @@ from .qwen_tokenizer import build_tokenizer_json, read_added_tokens
 from .torch_file import TorchFileError, read_torch_file
 
 CONFIG_KEY = "vgt.config"
+RECOMMENDED_KEY = "vgt.recommended"
 TOKENIZER_KEY = "tokenizer.json"
 
 _TORCH_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt"}
@@ -61,6 +64,8 @@ class Checkpoint:
     """Under our module names: `autoencoder.…` and `generator.…`; memory-mapped where the file allows it."""
     tokenizer_json: bytes | None
     """None for a tokenizer-only model, or where the base model's tokenizer files are absent."""
+    recommended: SamplingSettings = field(default_factory=SamplingSettings)
+    """How the model's maker would draw; what is open in it is as published."""
 
     def state(self, part: str) -> dict[str, Tensor | Joined]:
         """The tensors of one part, "autoencoder" or "generator", under the names inside it."""
@@ -101,10 +106,17 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
-            _write_safetensors(file, tensors, {CONFIG_KEY: json.dumps(checkpoint.config.to_dict())})
+            _write_safetensors(file, tensors, _metadata(checkpoint))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    metadata = {CONFIG_KEY: json.dumps(checkpoint.config.to_dict())}
+    if recommended := checkpoint.recommended.to_dict():
+        metadata[RECOMMENDED_KEY] = json.dumps(recommended)
+    return metadata
 
 
 def _write_safetensors(file, tensors: dict[str, Tensor | Joined], metadata: dict[str, str]) -> None:
@@ -180,7 +192,7 @@ def _read_file(path: Path, folder: Path, tokenizer_fallback) -> Checkpoint:
     if path.suffix.lower() == ".safetensors":
         tensors, metadata = _read_safetensors(path)
         if CONFIG_KEY in metadata:
-            return _our_file(path, metadata[CONFIG_KEY], tensors)
+            return _our_file(path, metadata, tensors)
     elif path.suffix.lower() in _TORCH_SUFFIXES:
         tensors = _state_dict(read_torch_file(path))
     else:
@@ -193,7 +205,15 @@ def _read_file(path: Path, folder: Path, tokenizer_fallback) -> Checkpoint:
         tokenizer_json = read_tokenizer(folder / "base")
         if tokenizer_json is None and tokenizer_fallback is not None:
             tokenizer_json = tokenizer_fallback(config.family)
-    return Checkpoint(path, config, tensors, tokenizer_json)
+    return Checkpoint(path, config, tensors, tokenizer_json, _with_size(SamplingSettings(), config))
+
+
+def _with_size(recommended: SamplingSettings, config: ModelConfig) -> SamplingSettings:
+    """The same with a size where it says none."""
+    if config.generator is None:
+        return recommended
+    side = default_side(TOKEN_PIXELS, config.generator.query_grid)
+    return replace(recommended, height=recommended.height or side, width=recommended.width or side)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -207,18 +227,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise LayoutError("it is truncated, damaged or not a safetensors file") from error
 
 
-def _our_file(path: Path, config_json: str, tensors: dict[str, Tensor]) -> Checkpoint:
+def _our_file(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoint:
     try:
-        config = ModelConfig.from_dict(json.loads(config_json))
+        config = ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
         check_config(config)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise CheckpointError(f"{path.name} holds a {CONFIG_KEY} that cannot be used ({reason}).") from error
+    try:
+        recommended = SamplingSettings.from_dict(json.loads(metadata.get(RECOMMENDED_KEY, "{}")))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} holds a {RECOMMENDED_KEY} that cannot be used ({error}).") from error
     tokenizer = tensors.pop(TOKENIZER_KEY, None)
     if tokenizer is not None and tokenizer.dtype != torch.uint8:
         raise CheckpointError(f"{path.name} holds a {TOKENIZER_KEY} that is no text.")
     _check_tensors(tensors, config, path)
-    return Checkpoint(path, config, tensors, None if tokenizer is None else tokenizer.numpy().tobytes())
+    tokenizer_json = None if tokenizer is None else tokenizer.numpy().tobytes()
+    return Checkpoint(path, config, tensors, tokenizer_json, _with_size(recommended, config))
 
 
 def _check_tensors(tensors: dict[str, Tensor | Joined], config: ModelConfig, path: Path) -> None:

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..config import LATENT_CHANNELS, TOKEN_PIXELS, GeneratorConfig
-from ..networks.flow_head import FlowHead, FlowSampler, FlowSettings
+from ..networks.flow_head import FlowHead, FlowSampler
 from ..networks.language_model import LanguageModel
 from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
+from ..sampling import SamplingSettings
 from .graphs import GraphCache
 from .plan import draw_order, make_plan
 from .token_step import RunTensors, TokenStep, step_inputs
-
-CFG_SCHEDULES = ("linear", "constant")
 
 
 @dataclass(frozen=True)
@@ -63,21 +62,11 @@ def generate(
     tokenizer: PromptTokenizer,
     prompts: str | Sequence[str],
     negative: str | Sequence[str] | None = None,
+    settings: SamplingSettings | None = None,
     *,
-    height: int = 448,
-    width: int = 448,
-    seed: int = 0,
-    cfg: float = 4.5,
-    cfg_schedule: str = "linear",
-    tokens_per_step: int = 1,
-    order: str = "random",
-    order_seed: int | None = None,
-    flow: FlowSettings | None = None,
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     mask: Tensor | None = None,
-    decoding: str = "published",
-    grouping: str = "uniform",
     batch_index: Sequence[int] | None = None,
     device: torch.device | str | None = None,
     graphs: bool = True,
@@ -87,18 +76,12 @@ def generate(
 
     Args:
         prompts, negative: text; one negative serves all prompts. None is the published unconditional prompt.
-        height, width: pixels, multiples of 28, at most 28 times the model's query grid.
-        seed: of the noise, and of the order unless `order_seed` is given.
-        cfg: classifier-free guidance scale; at 1 or less only the conditional rows are computed.
-        cfg_schedule: "linear" falls from cfg towards 1 over the groups, "constant" does not.
-        tokens_per_step: tokens drawn at once (the paper's acceleration ratio).
-        order: "random" or "sequential".
-        flow: settings of the flow head; None is the published ones.
+        settings: how; None, and what is open in it, are the published settings. Height and width are multiples of 28,
+            at most 28 times the model's query grid.
         noise: [B, h*w, steps, 32] by token place, row-major; index 0 is the start, i the noise of step i. Drawn from
-            `seed` on the CPU when None.
+            the seed on the CPU when None.
         latent, mask: [B, 32, h, w] and bool [h, w], given together: only places where mask is True are drawn; the
             others are read by the model first and come back bit for bit.
-        decoding: "published" or "training-consistent"; grouping: "uniform" or "cosine"; see plan.py.
         batch_index: which images of the seed's sequence to draw, 0, 1, 2 … when None.
         device: where to compute; the device of the weights when None.
         graphs: replay the steps as CUDA graphs where the weights lie on a CUDA device: the same, with fewer launches.
@@ -108,15 +91,17 @@ def generate(
     Source: arXiv 2511.23469, and the sampling loop of the published implementation.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    flow = flow or FlowSettings()
+    settings = (settings or SamplingSettings()).filled()
+    height, width, cfg, flow = settings.height, settings.width, settings.cfg, settings.flow
     device = torch.device(device or generator.image_in_projector.weight.device)
-    _check(generator, prompts, height, width, cfg_schedule)
+    _check(generator, prompts, height, width)
     h, w = height // TOKEN_PIXELS, width // TOKEN_PIXELS
     batch = len(prompts)
 
     guided = cfg > 1
     text = tokenizer(prompts, _negatives(negative, batch) if guided else None)
-    places = draw_order(h * w, order, seed if order_seed is None else order_seed)
+    order_seed = settings.seed if settings.order_seed is None else settings.order_seed
+    places = draw_order(h * w, settings.order, order_seed)
     drawn, known = places, []
     if latent is not None:
         _check_repaint(latent, mask, batch, h, w)
@@ -127,13 +112,13 @@ def generate(
             return latent.to(device, torch.float32)
     plan = make_plan(
         drawn,
-        tokens_per_step,
+        settings.tokens_per_step,
         family=generator.family,
         lengths=text.lengths,
         start=len(tokenizer.image_start),
         known=known,
-        decoding=decoding,
-        grouping=grouping,
+        decoding=settings.decoding,
+        grouping=settings.grouping,
     )
     positions = plan.positions()
     if positions.max() >= generator.config.language.max_positions:
@@ -142,7 +127,7 @@ def generate(
             f"{generator.config.language.max_positions}; shorten the prompt or draw a smaller image."
         )
     if noise is None:
-        noise = draw_noise(seed, range(batch) if batch_index is None else batch_index, h * w, flow.steps)
+        noise = draw_noise(settings.seed, range(batch) if batch_index is None else batch_index, h * w, flow.steps)
     elif noise.shape != (batch, h * w, flow.steps, LATENT_CHANNELS):
         raise ValueError(
             f"noise is {list(noise.shape)}; for {batch} images of {h * w} tokens and {flow.steps} steps it must be "
@@ -153,7 +138,7 @@ def generate(
     if known:
         run.latents[:, known] = latent.to(run.latents).flatten(2).transpose(1, 2)[:, known]
     scales = [cfg] * len(plan.steps)
-    if cfg_schedule == "linear":
+    if settings.cfg_schedule == "linear":
         scales[1:] = [1 + (cfg - 1) * (len(scales) - index) / len(scales) for index in range(1, len(scales))]
     inputs = step_inputs(plan, scales, generator.config.language, generator.dtype, device)
     fresh = TokenStep(generator, plan, FlowSampler(generator.flow_head, flow, device, generator.dtype), run)
@@ -225,7 +210,7 @@ def _negatives(negative: str | Sequence[str] | None, batch: int) -> list[str | N
     return negatives
 
 
-def _check(generator: Generator, prompts: list[str], height: int, width: int, cfg_schedule: str) -> None:
+def _check(generator: Generator, prompts: list[str], height: int, width: int) -> None:
     if not prompts:
         raise ValueError("There is no prompt; give at least one (it may be empty).")
     if height % TOKEN_PIXELS or width % TOKEN_PIXELS or height < TOKEN_PIXELS or width < TOKEN_PIXELS:
@@ -233,8 +218,6 @@ def _check(generator: Generator, prompts: list[str], height: int, width: int, cf
     limit = generator.config.query_grid * TOKEN_PIXELS
     if height > limit or width > limit:
         raise ValueError(f"The size is {width}x{height}; this model draws at most {limit}x{limit}.")
-    if cfg_schedule not in CFG_SCHEDULES:
-        raise ValueError(f"cfg_schedule is {cfg_schedule!r}; it must be one of {', '.join(CFG_SCHEDULES)}.")
 
 
 def _check_repaint(latent: Tensor, mask: Tensor | None, batch: int, h: int, w: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..prompt import PromptTokenizer
 from ..run.generation import Generator, generate
+from ..sampling import SamplingSettings
 from .build import seeded
 from .captioning import Captioner, caption_loss
 from .sequence import in_steps, next_states, query_states
@@ -163,10 +164,7 @@ class Review:
             generator,
             tokenizer,
             self.prompts,
-            height=self.size,
-            width=self.size,
-            cfg=self.cfg,
-            tokens_per_step=self.tokens_per_step,
+            settings=SamplingSettings(self.size, self.size, cfg=self.cfg, tokens_per_step=self.tokens_per_step),
         )
         pixels = (self.autoencoder.decode(latent) + 1) / 2
         save_sheet(pixels, folder / f"sheet-{step:06}.png", columns=8)

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 from ..config import QWEN2_5_VL, TOKEN_PIXELS, FlowHeadConfig, GeneratorConfig, ModelConfig
 from ..files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
 from ..model import build_autoencoder
+from ..sampling import SamplingSettings
 from .base_model import load_base
 from .build import new_generator
 from .command import check_whole, read_settings, read_table, require
@@ -26,11 +27,15 @@ FILE = "model.safetensors"
 def run(config: dict, out: Path, until: int | None) -> None:
     """Train from `config` into `out`/model.safetensors (bfloat16).
 
-    Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a whole model to go on from.
+    The table [recommended] says how the model is to be drawn where nobody says otherwise (sampling.SamplingSettings);
+    its size is that of the data. Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a
+    whole model to go on from.
     """
     settings = read_settings(config)
     require(config, "base", "autoencoder", "data.size", "generator.query_grid", "generator.flow_head")
     objective = read_table(config, "objective", Objective)
+    size = config["data"]["size"]
+    recommended = _recommended({"height": size, "width": size, **config.get("recommended", {})})
     table = config["generator"]
     flow_head = read_table({"generator.flow_head": table["flow_head"]}, "generator.flow_head", FlowHeadConfig)
     base = load_base(config["base"], config.get("family"), table.get("layers"))
@@ -76,13 +81,23 @@ def run(config: dict, out: Path, until: int | None) -> None:
     stage = GeneratorStage(generator, base.tokenizer_json, base.pad_token, objective, latents, settings, review)
     trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
-        write_model(out / FILE, checkpoint, trained, base)
+        write_model(out / FILE, checkpoint, trained, base, recommended)
 
 
-def write_model(path: Path, autoencoder: Checkpoint, generator, base) -> None:
+def _recommended(table: dict) -> SamplingSettings:
+    try:
+        settings = SamplingSettings.from_dict(table)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"[recommended] cannot be used: {error}") from error
+    if unknown := sorted(table.keys() - settings.to_dict().keys()):
+        raise TrainingError(f"The [recommended] table holds the unknown {unknown[0]!r}.")
+    return settings
+
+
+def write_model(path: Path, autoencoder: Checkpoint, generator, base, recommended: SamplingSettings) -> None:
     """One file with everything, in bfloat16."""
     config = ModelConfig(base.family, autoencoder.config.autoencoder, generator.config, base.pad_token)
     tensors = {name: tensor for name, tensor in autoencoder.tensors.items() if name.startswith("autoencoder.")}
     tensors.update({f"generator.{name}": tensor.cpu() for name, tensor in generator.state_dict().items()})
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json), path)
+    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json, recommended), path)
