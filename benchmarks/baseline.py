@@ -15,7 +15,8 @@ from transformers import DynamicCache, Qwen2Config, Qwen2Model
 
 from vgt.config import QWEN2_5_VL
 from vgt.networks.autoencoder import channel_norm
-from vgt.run.plan import draw_order, group_sizes
+from vgt.run.order import draw_order
+from vgt.run.plan import group_sizes
 
 
 class Head(nn.Module):
@@ -78,7 +79,7 @@ class Baseline:
         h, w = height // 28, width // 28
         tokens = h * w
         positions_of, queries = generator.position_queries(h, w, device, generator.dtype)
-        order, groups = draw_order(tokens, "random", seed), []
+        order, groups = draw_order(1, tokens, "random", seed), []
         for size in group_sizes(tokens, tokens_per_step):
             groups.append(order[:size])
             order = order[size:]

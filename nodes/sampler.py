@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..vgt.run.plan import DECODINGS, GROUPINGS, ORDERS
+from ..vgt.run.order import ORDERS
+from ..vgt.run.plan import DECODINGS, GROUPINGS
 from . import sampling
 from .host.loading import require_generator
 from .types import FlowHead, VGTModel, search_aliases

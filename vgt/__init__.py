@@ -5,13 +5,26 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load": "model",
     "Model": "model",
+    "Change": "run.control",
     "CheckpointError": "files.checkpoint",
     "FlowSettings": "networks.flow_head",
     "Progress": "run.generation",
+    "Region": "run.control",
+    "RunRecord": "run.record",
     "SamplingSettings": "sampling",
 }
 
-__all__ = ["CheckpointError", "FlowSettings", "Model", "Progress", "SamplingSettings", "load"]
+__all__ = [
+    "Change",
+    "CheckpointError",
+    "FlowSettings",
+    "Model",
+    "Progress",
+    "Region",
+    "RunRecord",
+    "SamplingSettings",
+    "load",
+]
 
 
 def __getattr__(name: str):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from .networks.flow_head import SOLVERS
-from .run.plan import DECODINGS, GROUPINGS, ORDERS
+from .run.order import ORDERS
+from .run.plan import DECODINGS, GROUPINGS
 from .sampling import CFG_SCHEDULES, PUBLISHED, SamplingSettings
 
 _OPTIONS = {

@@ -12,7 +12,9 @@ from .config import ModelConfig
 from .files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
 from .networks.autoencoder import Autoencoder
 from .prompt import PromptTokenizer
+from .run.control import Change, Region
 from .run.generation import Generator, Progress, generate
+from .run.record import RunRecord
 from .sampling import SamplingSettings
 
 
@@ -60,6 +62,11 @@ class Model:
         latent: Tensor | None = None,
         mask: Tensor | None = None,
         batch_index: Sequence[int] | None = None,
+        regions: Sequence[Region] = (),
+        changes: Sequence[Change] = (),
+        order_map: Tensor | None = None,
+        stop_at: float = 1.0,
+        record: RunRecord | None = None,
         graphs: bool = True,
         progress: Callable[[Progress], None] | None = None,
         **settings,
@@ -82,6 +89,11 @@ class Model:
             latent=latent,
             mask=mask,
             batch_index=batch_index,
+            regions=regions,
+            changes=changes,
+            order_map=order_map,
+            stop_at=stop_at,
+            record=record,
             device=self.device,
             graphs=graphs,
             progress=progress,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 
 from .networks.flow_head import FlowSettings
-from .run.plan import DECODINGS, GROUPINGS, ORDERS
+from .run.order import ORDERS
+from .run.plan import DECODINGS, GROUPINGS
 
 CFG_SCHEDULES = ("linear", "constant")
 
@@ -29,7 +30,7 @@ class SamplingSettings:
     tokens_per_step: int | None = None
     """Tokens drawn at once (the paper's acceleration ratio)."""
     order: str | None = None
-    """"random" or "sequential"."""
+    """Of the tokens; see run/order.py."""
     order_seed: int | None = None
     """Of the order of tokens; open, it is `seed`."""
     decoding: str | None = None

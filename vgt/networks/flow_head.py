@@ -109,6 +109,28 @@ class FlowHead(nn.Module):
         return self.output_proj(torch.addcmul(shifts[-2], F.layer_norm(x, x.shape[-1:], eps=1e-6), shifts[-1]))
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Several conditions for a token: its velocity is the weighted sum of theirs.
+
+    owners: int64 [n], the token of each condition; weights: float32 [n]; tokens: how many there are. Rows of a network
+    input or output go condition by condition (token by token), the images of each together.
+    """
+
+    owners: Tensor
+    weights: Tensor
+    tokens: int
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """x [tokens * images, 32] → what each condition starts from, [n * images, 32]."""
+        return x.unflatten(0, (self.tokens, -1)).index_select(0, self.owners).flatten(0, 1)
+
+    def velocity(self, v: Tensor) -> Tensor:
+        """Velocities [n * images, 32] → those of the tokens [tokens * images, 32]."""
+        weighted = v.unflatten(0, (len(self.owners), -1)) * self.weights[:, None, None]
+        return weighted.new_zeros(self.tokens, *weighted.shape[1:]).index_add_(0, self.owners, weighted).flatten(0, 1)
+
+
 class FlowSampler:
     """Integrates the flow for one run: the grid of timesteps and its embeddings are made once.
 
@@ -122,19 +144,25 @@ class FlowSampler:
         times = torch.linspace(0, 1 - settings.last_step, settings.steps, dtype=torch.float32)
         self.time = head.embed_time(times.to(device), dtype)
         self.times = times.tolist()
+        self.expected: Tensor | None = None
+        """Of the tokens drawn last, what their conditions led to expect before anything was drawn: E[x | c], [N, 32].
+        The first evaluation tells it, at t = 0, where x is noise alone: v = E[x | c] - noise."""
 
-    def __call__(self, condition: Tensor, noise: Tensor, cfg: float | Tensor) -> Tensor:
+    def __call__(self, condition: Tensor, noise: Tensor, cfg: float | Tensor, mixture: Mixture | None = None) -> Tensor:
         """Draw latents.
 
         Args:
             condition: [N, D], or with guidance [2N, D]: conditional rows, then unconditional ones.
             noise: [N, steps, 32] float32; index 0 is the start, index i the noise of step i.
             cfg: guidance scale, a number or float32 []: v_u + cfg·(v_c − v_u).
+            mixture: several conditions for some tokens; then condition has a row for each of them and image instead of
+                the N conditional ones.
 
         Returns [N, 32] float32, not normalised.
         """
         settings = self.settings
-        guided = condition.shape[0] == 2 * noise.shape[0]
+        conditional = len(noise) if mixture is None else len(noise) // mixture.tokens * len(mixture.owners)
+        guided = len(condition) > conditional
         condition_embed = self.head.cond_embed(condition)
         noise = noise * settings.temperature
         x = noise[:, 0]
@@ -143,10 +171,12 @@ class FlowSampler:
             modulations = self.head.modulations(self.time[first : first + chunk, None], condition_embed)
             for step, modulation in enumerate(modulations, start=first):
                 inputs = x.to(condition.dtype)
-                v = self.head.velocity(torch.cat((inputs, inputs)) if guided else inputs, modulation).float()
-                if guided:
-                    v_condition, v_free = v.chunk(2)
-                    v = torch.lerp(v_free, v_condition, cfg)
+                sources = inputs if mixture is None else mixture.inputs(inputs)
+                v = self.head.velocity(torch.cat((sources, inputs)) if guided else sources, modulation).float()
+                v_condition = v[:conditional] if mixture is None else mixture.velocity(v[:conditional])
+                if step == 0:
+                    self.expected = x + v_condition
+                v = torch.lerp(v[conditional:], v_condition, cfg) if guided else v_condition
                 x = self._advance(x, v, step, noise)
         return x
 

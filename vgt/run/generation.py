@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,11 @@ from ..networks.language_model import LanguageModel
 from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
+from .control import Change, Region, cfg_scales, check_changes, prompt_mixes
 from .graphs import GraphCache
-from .plan import draw_order, make_plan
+from .order import draw_order
+from .plan import cut_groups, make_plan
+from .record import RunRecord
 from .token_step import RunTensors, TokenStep, step_inputs
 
 
@@ -68,6 +72,11 @@ def generate(
     latent: Tensor | None = None,
     mask: Tensor | None = None,
     batch_index: Sequence[int] | None = None,
+    regions: Sequence[Region] = (),
+    changes: Sequence[Change] = (),
+    order_map: Tensor | None = None,
+    stop_at: float = 1.0,
+    record: RunRecord | None = None,
     device: torch.device | str | None = None,
     graphs: bool = True,
     progress: Callable[[Progress], None] | None = None,
@@ -81,8 +90,15 @@ def generate(
         noise: [B, h*w, steps, 32] by token place, row-major; index 0 is the start, i the noise of step i. Drawn from
             the seed on the CPU when None.
         latent, mask: [B, 32, h, w] and bool [h, w], given together: only places where mask is True are drawn; the
-            others are read by the model first and come back bit for bit.
+            others are read by the model first and come back bit for bit. Without a mask, what is zero is drawn. Where
+            the known places are those that a run of these settings draws first, the run goes on as if it had never
+            been interrupted.
         batch_index: which images of the seed's sequence to draw, 0, 1, 2 … when None.
+        regions: prompts of their own for parts of the picture; see control.py.
+        changes: of prompt or cfg in the course of the run, in their order; see control.py.
+        order_map: [h, w]; the brightest tokens are drawn first, equal ones in the order of the settings.
+        stop_at: the share of the tokens to draw at which the run ends, with zeros where nothing is drawn yet.
+        record: filled in as the run goes, for a picture of it.
         device: where to compute; the device of the weights when None.
         graphs: replay the steps as CUDA graphs where the weights lie on a CUDA device: the same, with fewer launches.
         progress: called after each step; what it raises ends the run.
@@ -98,18 +114,26 @@ def generate(
     h, w = height // TOKEN_PIXELS, width // TOKEN_PIXELS
     batch = len(prompts)
 
-    guided = cfg > 1
-    text = tokenizer(prompts, _negatives(negative, batch) if guided else None)
+    if not 0 < stop_at <= 1:
+        raise ValueError(f"stop_at is {stop_at}; it must lie between 0 (not included) and 1.")
+    check_changes(changes)
     order_seed = settings.seed if settings.order_seed is None else settings.order_seed
-    places = draw_order(h * w, settings.order, order_seed)
-    drawn, known = places, []
+    drawn, known, given = draw_order(h, w, settings.order, order_seed, order_map), [], 0
     if latent is not None:
-        _check_repaint(latent, mask, batch, h, w)
+        mask = _check_repaint(latent, mask, batch, h, w)
         wanted = mask.flatten().tolist()
-        drawn = [place for place in places if wanted[place]]
-        known = [place for place in places if not wanted[place]]
-        if not drawn:
+        if not any(wanted):
             return latent.to(device, torch.float32)
+        given = _leading_groups(cut_groups(drawn, settings.tokens_per_step, settings.grouping), wanted)
+        if not given:
+            known = [place for place in drawn if not wanted[place]]
+            drawn = [place for place in drawn if wanted[place]]
+    groups = cut_groups(drawn, settings.tokens_per_step, settings.grouping)
+    shares = _shares(groups, len(known), h * w)
+    scales = cfg_scales(_published_scales(cfg, settings.cfg_schedule, len(groups)), shares, changes)
+    texts, mixes = prompt_mixes((h, w), groups, shares, regions, changes)
+    asked = [prompt if text is None else text for text in texts for prompt in prompts]
+    text = tokenizer(asked, _negatives(negative, batch) if max(scales) > 1 else None)
     plan = make_plan(
         drawn,
         settings.tokens_per_step,
@@ -117,6 +141,9 @@ def generate(
         lengths=text.lengths,
         start=len(tokenizer.image_start),
         known=known,
+        given=given,
+        prompts=len(texts),
+        mixes=mixes if len(texts) > 1 else (),
         decoding=settings.decoding,
         grouping=settings.grouping,
     )
@@ -135,29 +162,66 @@ def generate(
         )
 
     run, text_embeds = run_tensors(generator, plan, text.ids, tokenizer.image_start, (h, w), noise, device)
+    if record is not None:
+        run.spread = run.latents.new_zeros(run.latents.shape[:2])
+        record.plan, record.grid = plan, (h, w)
+    known = [*known, *(place for group in groups[:given] for place in group)]
     if known:
         run.latents[:, known] = latent.to(run.latents).flatten(2).transpose(1, 2)[:, known]
-    scales = [cfg] * len(plan.steps)
-    if settings.cfg_schedule == "linear":
-        scales[1:] = [1 + (cfg - 1) * (len(scales) - index) / len(scales) for index in range(1, len(scales))]
     inputs = step_inputs(plan, scales, generator.config.language, generator.dtype, device)
     fresh = TokenStep(generator, plan, FlowSampler(generator.flow_head, flow, device, generator.dtype), run)
 
     seen = torch.zeros(h * w, dtype=torch.bool)
     seen[known] = True
+    last = _last_step(groups[given:], stop_at) + given
+    total = sum(len(group) for group in groups[given : last + 1])
     done = 0
     with _walker(fresh, graphs) as token_step:
         latents = token_step.run.latents.transpose(1, 2).unflatten(2, (h, w))
-        for step, own in zip(plan.steps, inputs, strict=True):
-            if step is plan.steps[0]:
-                token_step.first(own, text_embeds)
-            else:
-                token_step(own, step.slot)
+        for index, (step, own) in enumerate(zip(plan.steps[: last + 1], inputs)):
+            first = index == 0
+            if index < given:
+                token_step.read_first(own, text_embeds) if first else token_step.read(own, step.slot)
+                continue
+            token_step.first(own, text_embeds) if first else token_step(own, step.slot)
             done += len(step.group)
             if progress is not None:
                 seen[list(step.group)] = True
-                progress(Progress(done, len(drawn), latents, seen.view(h, w)))
+                progress(Progress(done, total, latents, seen.view(h, w)))
+        if record is not None:
+            record.spread = token_step.run.spread.cpu()
         return latents.clone(memory_format=torch.contiguous_format)
+
+
+def _leading_groups(groups: list[tuple[int, ...]], wanted: list[bool]) -> int:
+    """How many of the first groups are known, where these are all that is known; else 0."""
+    known = len(wanted) - sum(wanted)
+    for count, group in enumerate(groups):
+        if known == 0:
+            return count
+        if any(wanted[place] for place in group):
+            return 0
+        known -= len(group)
+    return 0
+
+
+def _shares(groups: list[tuple[int, ...]], known: int, tokens: int) -> list[float]:
+    """The share of the picture that is there when each step begins."""
+    sizes = [len(group) for group in groups[:-1]]
+    return [done / tokens for done in accumulate(sizes, initial=known)]
+
+
+def _published_scales(cfg: float, schedule: str, steps: int) -> list[float]:
+    """The guidance scale of each step, as VGT's "linear" or "constant" schedule has it."""
+    if schedule == "constant":
+        return [cfg] * steps
+    return [cfg, *(1 + (cfg - 1) * (steps - index) / steps for index in range(1, steps))]
+
+
+def _last_step(groups: list[tuple[int, ...]], stop_at: float) -> int:
+    """The step that brings the drawn tokens to that share of all."""
+    ends = list(accumulate(len(group) for group in groups))
+    return next(index for index, end in enumerate(ends) if end >= stop_at * ends[-1] - 1e-9)
 
 
 def draw_noise(seed: int, images: Sequence[int], tokens: int, steps: int) -> Tensor:
@@ -184,6 +248,7 @@ def run_tensors(generator, plan, ids, image_start, grid, noise, device) -> tuple
         noise=noise.to(device, torch.float32),
         latents=torch.zeros(noise.shape[0], noise.shape[1], LATENT_CHANNELS, device=device),
         lengths=torch.tensor(plan.lengths).to(device),
+        spread=torch.zeros(len(noise), 0, device=device),
     )
     return run, generator.language_model.embed_tokens(text).to(dtype)
 
@@ -220,13 +285,17 @@ def _check(generator: Generator, prompts: list[str], height: int, width: int) ->
         raise ValueError(f"The size is {width}x{height}; this model draws at most {limit}x{limit}.")
 
 
-def _check_repaint(latent: Tensor, mask: Tensor | None, batch: int, h: int, w: int) -> None:
-    if mask is None or mask.shape != (h, w):
-        raise ValueError(f"A latent needs a mask of {h}x{w} tokens that says which of them to draw.")
+def _check_repaint(latent: Tensor, mask: Tensor | None, batch: int, h: int, w: int) -> Tensor:
+    """The mask: bool [h, w], True where to draw."""
     if latent.shape != (batch, LATENT_CHANNELS, h, w):
         raise ValueError(
             f"The latent is {list(latent.shape)}; for these prompts and this size it must be "
             f"{[batch, LATENT_CHANNELS, h, w]}."
         )
+    if mask is None:
+        mask = (latent == 0).all(dim=1).any(dim=0)
+    if mask.shape != (h, w):
+        raise ValueError(f"The mask is {list(mask.shape)}; for this size it must be {h}x{w} tokens.")
     if not torch.isfinite(latent).all():
         raise ValueError("The latent holds NaN or infinite values; encode the image again.")
+    return mask

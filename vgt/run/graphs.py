@@ -43,6 +43,12 @@ class GraphedSteps:
     def first(self, inputs: StepInputs, text: Tensor) -> None:
         self.step.first(inputs, text)
 
+    def read_first(self, inputs: StepInputs, text: Tensor) -> None:
+        self.step.read_first(inputs, text)
+
+    def read(self, inputs: StepInputs, slot: int) -> None:
+        self.step.read(inputs, slot)
+
     def load(self, fresh: TokenStep) -> None:
         """Take over a new run of the same kind: its contents, not its tensors."""
         torch._foreach_copy_(self.step.tensors(), fresh.tensors())
@@ -140,7 +146,7 @@ class GraphCache:
             self._weights = weights
         slots = -(-fresh.plan.slots // SLOT_STEP) * SLOT_STEP
         # What code reads and no tensor holds; and tensors of inference mode can only be written in inference mode.
-        baked = (fresh.plan.hides_padding(1), fresh.plan.isolated, fresh.sampler.settings)
+        baked = (fresh.plan.hides_padding(1), fresh.plan.isolated, fresh.plan.prompts, fresh.sampler.settings)
         key = (slots, baked, _shape(fresh.tensors()), torch.is_inference_mode_enabled())
         if key in self.refused:
             fresh.allocate(fresh.plan.slots)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ..config import QWEN2_5_VL
+from .control import Mix
 
-ORDERS = ("random", "sequential")
 DECODINGS = ("published", "training-consistent")
 GROUPINGS = ("uniform", "cosine")
 
@@ -69,6 +69,12 @@ class Plan:
     """Training-consistent: padding is never seen, and queries of a group do not see each other."""
     known: tuple[int, ...]
     """Places whose latents are given, in the order in which the first step feeds them."""
+    given: int = 0
+    """Leading steps whose latents are given too, as an earlier run drew them: they are fed, and nothing is drawn."""
+    prompts: int = 1
+    """Prompts of an image that tokens are drawn from, each a row of the language model."""
+    mixes: tuple[tuple[Mix, ...], ...] = ()
+    """With several prompts: which of them draw each token of each step."""
 
     @property
     def slots(self) -> int:
@@ -99,7 +105,12 @@ class Plan:
         return (index == 0 or self.isolated) and min(self.lengths) < self.padded
 
     def __str__(self) -> str:
-        return "\n".join(f"step {index} {step}" for index, step in enumerate(self.steps))
+        lines = []
+        for index, step in enumerate(self.steps):
+            mixes = self.mixes[index] if self.mixes else ()
+            drawn = "; ".join("+".join(f"{weight:g}*prompt {row}" for row, weight in mix) for mix in mixes)
+            lines.append(f"step {index} {step}{' given' * (index < self.given)}{' from ' * bool(drawn)}{drawn}")
+        return "\n".join(lines)
 
 
 def visible(slots: Tensor, end: int, lengths: Tensor | None, queries: int) -> Tensor:
@@ -117,16 +128,6 @@ def visible(slots: Tensor, end: int, lengths: Tensor | None, queries: int) -> Te
     if lengths is None:
         return seen[None]
     return seen & ~((slot >= lengths[:, None]) & (slot < lengths.max()))[:, None]
-
-
-def draw_order(tokens: int, order: str, seed: int | None) -> list[int]:
-    """The order in which places are drawn: row-major ("sequential") or a permutation from `seed` ("random")."""
-    if order not in ORDERS:
-        raise ValueError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}.")
-    if order == "sequential":
-        return list(range(tokens))
-    generator = torch.Generator().manual_seed(0 if seed is None else seed)
-    return torch.randperm(tokens, generator=generator).tolist()
 
 
 def group_sizes(tokens: int, tokens_per_step: int, grouping: str = "uniform") -> list[int]:
@@ -151,6 +152,15 @@ def group_sizes(tokens: int, tokens_per_step: int, grouping: str = "uniform") ->
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def cut_groups(order: Sequence[int], tokens_per_step: int, grouping: str = "uniform") -> list[tuple[int, ...]]:
+    """Places in drawing order → the places that each step draws; see group_sizes."""
+    groups, at = [], 0
+    for size in group_sizes(len(order), tokens_per_step, grouping):
+        groups.append(tuple(order[at : at + size]))
+        at += size
+    return groups
+
+
 def make_plan(
     order: Sequence[int],
     tokens_per_step: int,
@@ -159,6 +169,9 @@ def make_plan(
     lengths: Sequence[int],
     start: int,
     known: Sequence[int] = (),
+    given: int = 0,
+    prompts: int = 1,
+    mixes: Sequence[tuple[Mix, ...]] = (),
     decoding: str = "published",
     grouping: str = "uniform",
 ) -> Plan:
@@ -171,17 +184,16 @@ def make_plan(
         lengths: text tokens of each row.
         start: number of tokens of the text `<img>`.
         known: places whose latents are given, in feeding order; the first step feeds them as query and latent.
+        given, prompts, mixes: see Plan.
     """
     if decoding not in DECODINGS:
         raise ValueError(f"decoding is {decoding!r}; it must be one of {', '.join(DECODINGS)}.")
-    groups, at = [], 0
-    for size in group_sizes(len(order), tokens_per_step, grouping):
-        groups.append(tuple(order[at : at + size]))
-        at += size
+    groups = cut_groups(order, tokens_per_step, grouping)
     padded = max(lengths)
     layout = _consistent_steps if decoding == "training-consistent" else _published_steps
     steps = layout(groups, family, padded, start, tuple(known), tokens_per_step > 1, grouping)
-    return Plan(tuple(steps), tuple(lengths), padded, start, decoding == "training-consistent", tuple(known))
+    isolated = decoding == "training-consistent"
+    return Plan(tuple(steps), tuple(lengths), padded, start, isolated, tuple(known), given, prompts, tuple(mixes))
 
 
 def _pairs(places: Sequence[int]) -> tuple[str, tuple[int, ...]]:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import LATENT_CHANNELS
 from ..networks.autoencoder import channel_norm
-from ..networks.flow_head import FlowSampler
+from ..networks.flow_head import FlowSampler, Mixture
 from ..networks.language_model import KVCache, rotary_table
 from .plan import LATENT, QUERY, Plan, visible
 
@@ -38,6 +37,12 @@ class StepInputs:
     """int64 [m]: the cache slots that are written, with text in the first step."""
     cfg: Tensor
     """float32 []: guidance scale."""
+    sources: Tensor
+    """int64 [n]: with several prompts, what the tokens are drawn from, as prompt * g + token of the group; else [0]."""
+    owners: Tensor
+    """int64 [n]: which token of the group each source is of."""
+    weights: Tensor
+    """float32 [n]: its weight."""
 
     def tensors(self) -> list[Tensor]:
         return list(vars(self).values())
@@ -55,6 +60,8 @@ class RunTensors:
     """float32 [B, T, 32], filled in as the run goes on."""
     lengths: Tensor
     """int64 [rows]: text tokens of each row."""
+    spread: Tensor
+    """float32 [B, T], filled in, or [B, 0] where nobody asks: see RunRecord."""
 
 
 def step_inputs(plan: Plan, scales: list[float], config, dtype: torch.dtype, device) -> list[StepInputs]:
@@ -71,9 +78,21 @@ def step_inputs(plan: Plan, scales: list[float], config, dtype: torch.dtype, dev
     cut = [_upload(one, device) for one in lists]
     spans = zip(cos.split(counts, dim=2), sin.split(counts, dim=2))
     cfg = torch.tensor(scales).to(device).unbind()
+    mixes = zip(*_mixes(plan, device))
     return [
-        StepInputs(e, c, p, g, *span, s, scale) for e, c, p, g, s, span, scale in zip(*cut, spans, cfg, strict=True)
+        StepInputs(e, c, p, g, *span, s, scale, *mix)
+        for e, c, p, g, s, span, scale, mix in zip(*cut, spans, cfg, mixes, strict=True)
     ]
+
+
+def _mixes(plan: Plan, device) -> tuple:
+    """Sources, owners and weights of each step; empty tensors where there is one prompt."""
+    mixes = plan.mixes or [()] * len(plan.steps)
+    flat = [[(row * len(mix) + token, token, w) for token, one in enumerate(mix) for row, w in one] for mix in mixes]
+    sources, owners, weights = ([[entry[part] for entry in one] for one in flat] for part in range(3))
+    counts = [len(one) for one in weights]
+    weights = torch.tensor([weight for one in weights for weight in one], dtype=torch.float32).to(device)
+    return _upload(sources, device), _upload(owners, device), weights.split(counts)
 
 
 def _upload(lists: list, device) -> Iterator[Tensor]:
@@ -109,7 +128,16 @@ class TokenStep:
         """
         self._do(step, self._embed(step), slot, hides_padding=self.plan.hides_padding(1))
 
-    def _do(self, step: StepInputs, embeds: Tensor, slot: int | None, hides_padding: bool) -> None:
+    def read(self, step: StepInputs, slot: int) -> None:
+        """Feed a step whose group's latents are given: nothing is drawn."""
+        self._hidden(step, self._embed(step), slot, self.plan.hides_padding(1))
+
+    def read_first(self, step: StepInputs, text: Tensor) -> None:
+        """As `read`, for the first step."""
+        self._hidden(step, torch.cat((text, self._embed(step)), dim=1), 0, self.plan.hides_padding(0))
+
+    def _hidden(self, step: StepInputs, embeds: Tensor, slot: int | None, hides_padding: bool) -> Tensor:
+        """Hidden states [rows, m, D] of a step's inputs, whose keys and values are in the cache thereafter."""
         generator, run = self.generator, self.run
         queries = len(step.group) if self.plan.isolated else 0
         mask = None
@@ -118,11 +146,38 @@ class TokenStep:
             lengths = run.lengths if hides_padding else None
             mask = visible(step.slots, end, lengths, queries)[:, None]
         where = step.slots if slot is None else slot
-        hidden = generator.language_model(embeds, (step.cos, step.sin), self.cache, where, mask)
-        condition = generator.image_out_projector(hidden[:, -len(step.group) :]).flatten(0, 1)
-        noise = run.noise.index_select(1, step.group).flatten(0, 1)
-        drawn = self.sampler(condition, noise, step.cfg)
-        run.latents.index_copy_(1, step.group, channel_norm(drawn, -1).view(-1, len(step.group), LATENT_CHANNELS))
+        return generator.language_model(embeds, (step.cos, step.sin), self.cache, where, mask)
+
+    def _do(self, step: StepInputs, embeds: Tensor, slot: int | None, hides_padding: bool) -> None:
+        run, tokens = self.run, len(step.group)
+        hidden = self._hidden(step, embeds, slot, hides_padding)
+        condition = self.generator.image_out_projector(hidden[:, -tokens:])
+        noise = run.noise.index_select(1, step.group)
+        images = len(noise)
+        mixture = None
+        if self.plan.prompts == 1:
+            condition, noise = condition.flatten(0, 1), noise.flatten(0, 1)
+        else:
+            condition, mixture = self._mixed(step, condition, images)
+            noise = noise.transpose(0, 1).flatten(0, 1)
+        drawn = channel_norm(self.sampler(condition, noise, step.cfg, mixture), -1)
+        filled = [(run.latents, drawn)]
+        if run.spread.numel():
+            filled.append((run.spread, (1 - self.sampler.expected.square().mean(-1)).clamp(0, 1)))
+        for whole, part in filled:
+            if mixture is None:
+                part = part.unflatten(0, (images, tokens))
+            else:
+                part = part.unflatten(0, (tokens, images)).transpose(0, 1)
+            whole.index_copy_(1, step.group, part)
+
+    def _mixed(self, step: StepInputs, condition: Tensor, images: int) -> tuple[Tensor, Mixture]:
+        """Conditions [rows, g, D] → those that tokens are drawn from, then the unconditional ones, [.. * images, D]."""
+        by_prompt = condition.unflatten(0, (-1, images)).transpose(1, 2)  # prompts (and none), g, images, D
+        prompts = self.plan.prompts
+        sources = by_prompt[:prompts].flatten(0, 1).index_select(0, step.sources)
+        rows = torch.cat((sources, *by_prompt[prompts:]))
+        return rows.flatten(0, 1), Mixture(step.owners, step.weights, len(step.group))
 
     def _embed(self, step: StepInputs) -> Tensor:
         """[rows, m, D]: queries, and latents with the embedding of their place."""
