@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, Qwen2Config, Qwen2Model
 
-from vgt.config import QWEN2_5_VL
 from vgt.networks.autoencoder import channel_norm
 from vgt.run.order import draw_order
 from vgt.run.plan import group_sizes
@@ -76,7 +75,7 @@ class Baseline:
         generator, batch = self.generator, len(prompts)
         device = generator.image_in_projector.weight.device
         text = self.tokenizer(prompts, [None] * batch)
-        h, w = height // 28, width // 28
+        h, w = height // generator.token_pixels, width // generator.token_pixels
         tokens = h * w
         positions_of, queries = generator.position_queries(h, w, device, generator.dtype)
         order, groups = draw_order(1, tokens, "random", seed), []
@@ -114,7 +113,7 @@ class Baseline:
                 fed = torch.stack((repeated, fed), dim=2).flatten(1, 2)
             embeds = torch.cat((fed, queries[groups[index + 1]].expand(2 * batch, -1, -1)), 1)
             count = torch.arange(embeds.shape[1], device=device)
-            if generator.family == QWEN2_5_VL:
+            if generator.counts_padding:
                 positions = (padded + (index + 1) * len(count) + count).expand(2 * batch, -1)
             else:
                 positions = positions[:, -1:] + 1 + count

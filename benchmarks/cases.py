@@ -11,16 +11,8 @@ from pathlib import Path
 import torch
 
 import vgt
-from vgt.config import (
-    INTERNVL3,
-    QWEN2_5_VL,
-    AutoencoderConfig,
-    FlowHeadConfig,
-    GeneratorConfig,
-    InternVisionConfig,
-    LanguageModelConfig,
-    QwenVisionConfig,
-)
+from vgt.config import AutoencoderConfig, FlowHeadConfig, GeneratorConfig, LanguageModelConfig
+from vgt.families import family
 from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.flow_head import FlowHead, FlowSampler, FlowSettings
 from vgt.run.generation import Generator, draw_noise, generate
@@ -31,8 +23,8 @@ from .timing import finish, in_turn, peak_memory
 
 TINY = Path(__file__).parent.parent / "models" / "vgt-tiny.safetensors"
 
-QWEN_VISION = AutoencoderConfig(QwenVisionConfig(), semantic_width=2048)
-INTERN_VISION = AutoencoderConfig(InternVisionConfig(), semantic_width=896)
+QWEN_VISION = AutoencoderConfig(family("qwen2_5_vl").vision_config(), semantic_width=2048)
+INTERN_VISION = AutoencoderConfig(family("internvl3").vision_config(), semantic_width=896)
 INTERNVL3_1_6B = LanguageModelConfig(1536, 28, 12, 2, 8960, 151674)
 QWEN2_5_VL_2B = LanguageModelConfig(2048, 24, 16, 2, 11008, 151936)
 """The published file's layer count is not stated; 24 of the base model's 36 make 2B with embeddings."""
@@ -77,7 +69,7 @@ def head(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     """VGT-Tiny, prompt to latent."""
     model = vgt.load(TINY, device, dtype)
-    side = 28 * model.config.generator.query_grid
+    side = model.config.token_pixels * min(model.config.generator.grid)
     for tokens_per_step in (1, 4, 16):
         yield generation("VGT-Tiny", model.generator, model.tokenizer, side, 1, tokens_per_step, runs)
 
@@ -85,11 +77,11 @@ def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 def full(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     """The published sizes with random weights, 448x448."""
     tokenizer = vgt.load(TINY).tokenizer
-    for name, family, language in (
-        ("InternVL3-1.6B", INTERNVL3, INTERNVL3_1_6B),
-        ("Qwen2.5-VL-2B", QWEN2_5_VL, QWEN2_5_VL_2B),
+    for name, which, language in (
+        ("InternVL3-1.6B", "internvl3", INTERNVL3_1_6B),
+        ("Qwen2.5-VL-2B", "qwen2_5_vl", QWEN2_5_VL_2B),
     ):
-        generator = random_weights(Generator(GeneratorConfig(language), family, device="meta", dtype=dtype), device)
+        generator = random_weights(Generator(GeneratorConfig(language), which, device="meta", dtype=dtype), device)
         for batch in (1, 4):
             for tokens_per_step in (1, 4, 16):
                 yield generation(name, generator, tokenizer, 448, batch, tokens_per_step, runs)
@@ -98,7 +90,7 @@ def full(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -> Row:
     device = generator.image_in_projector.weight.device
     prompts = ["a red circle above a blue square"] * batch
-    noise = draw_noise(0, range(batch), (side // 28) ** 2, STEPS)
+    noise = draw_noise(0, range(batch), (side // generator.token_pixels) ** 2, STEPS)
     settings = {"height": side, "width": side, "seed": 0, "cfg": CFG, "tokens_per_step": tokens_per_step}
 
     def ours(graphs=True):
@@ -114,7 +106,7 @@ def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -
     if device.type == "cuda":
         contenders["eager"] = lambda: ours(graphs=False)
     seconds = in_turn(device, runs, **contenders)
-    steps = max(1, (side // 28) ** 2 // tokens_per_step)
+    steps = max(1, (side // generator.token_pixels) ** 2 // tokens_per_step)
     language = sum(p.numel() * p.element_size() for p in generator.language_model.layers.parameters())
     floor = steps * (language + head_bytes(generator.flow_head))
     case = f"{name}, {side}x{side}, batch {batch}, {tokens_per_step} a step"
@@ -164,11 +156,11 @@ def bfloat16_errors(device: torch.device, seeds) -> tuple[float, float]:
     """
     exact, rounded = (vgt.load(TINY, device, dtype) for dtype in (torch.float32, torch.bfloat16))
     plain = Baseline(rounded.generator, rounded.tokenizer)
-    side = 28 * exact.config.generator.query_grid
+    side = exact.config.token_pixels * min(exact.config.generator.grid)
     prompts = ["two red stars"] * 16
     distances = {"ours": [], "baseline": []}
     for seed in seeds:
-        noise = draw_noise(seed, range(len(prompts)), (side // 28) ** 2, STEPS)
+        noise = draw_noise(seed, range(len(prompts)), (side // exact.config.token_pixels) ** 2, STEPS)
         settings = {"height": side, "width": side, "seed": seed, "cfg": CFG, "tokens_per_step": 1, "noise": noise}
         wanted = exact.generate(prompts, **settings)
         drawn = {

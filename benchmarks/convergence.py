@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vgt.config import TOKEN_PIXELS, FlowHeadConfig, GeneratorConfig, ModelConfig
+from vgt.config import FlowHeadConfig, GeneratorConfig, ModelConfig
 from vgt.evaluation import scenes, sweep
 from vgt.files.checkpoint import read_checkpoint
 from vgt.model import Model, build_autoencoder
@@ -47,10 +47,11 @@ GENERATOR = Settings(
 
 
 class ConvolutionalTower(nn.Module):
-    """Pixels [B, 3, H, W] in [0, 1] → features [B, H/28 * W/28, width], with convolutions alone."""
+    """Pixels [B, 3, H, W] in [0, 1] → features [B, tokens, width], with convolutions alone."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, token_pixels: int):
         super().__init__()
+        self.token_pixels = token_pixels
         self.stem = nn.Conv2d(3, WIDTHS[0], 3, padding=1)
         self.stages = nn.ModuleList()
         for before, after in zip((WIDTHS[0], *WIDTHS), (*WIDTHS, width)):
@@ -58,7 +59,7 @@ class ConvolutionalTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         # The pixel decoder makes 32 pixels of a token; this is its way back.
-        side = [size // TOKEN_PIXELS * 2 ** len(self.stages) for size in pixels.shape[2:]]
+        side = [size // self.token_pixels * 2 ** len(self.stages) for size in pixels.shape[2:]]
         x = self.stem(F.interpolate(pixels * 2 - 1, side, mode="bilinear", align_corners=False))
         for stage in self.stages:
             x = stage(x)
@@ -69,7 +70,7 @@ def plain_autoencoder(config, folder: Path, settings: Settings) -> Autoencoder:
     """A trained autoencoder with everything of VGT-AE but the VLM's vision tower."""
     plain = new_autoencoder(config, settings.seed)
     with seeded(settings.seed):
-        plain.vision_tower = ConvolutionalTower(config.semantic_width)
+        plain.vision_tower = ConvolutionalTower(config.semantic_width, config.token_pixels)
     objective = TokenizerObjective(
         noise=0.1, l2=20.0, l1=0.5, perceptual=0.5, adversarial=0.0, distillation=0.0, encoder_rate=1.0
     )
@@ -80,7 +81,7 @@ def plain_autoencoder(config, folder: Path, settings: Settings) -> Autoencoder:
 
 def converge(label: str, autoencoder, config, base, folder: Path, settings: Settings) -> None:
     """Train a generator on a tokenizer's latents; folder/STEP.json holds its score at every `sheet_every` steps."""
-    sizes = GeneratorConfig(base.language, FlowHeadConfig(256, 3), SIZE // TOKEN_PIXELS)
+    sizes = GeneratorConfig(base.language, FlowHeadConfig(256, 3), SIZE // config.token_pixels)
     config = ModelConfig(base.family, config, sizes, base.pad_token)
     drawn = SamplingSettings(SIZE, SIZE, cfg=3.0, decoding="training-consistent").filled()
 

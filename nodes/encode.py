@@ -14,7 +14,7 @@ class VGTEncode(io.ComfyNode):
             display_name="VGT Encode",
             category="VGT",
             **search_aliases("tokenizer", "image to latent", "vae encode"),
-            description="Turns images into VGT latents: 32 channels for every 28x28 pixels.",
+            description="Turns images into VGT latents: 32 channels for every token of 28x28 or 32x32 pixels.",
             inputs=[
                 io.Image.Input("image", tooltip="The images to encode."),
                 io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
@@ -22,14 +22,14 @@ class VGTEncode(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     default="crop",
-                    tooltip="What to do when a side is not a multiple of 28: crop cuts the edges, pad repeats the "
-                    "last pixels, stretch resizes to the nearest multiple.",
+                    tooltip="What to do when a side is no whole number of tokens: crop cuts the edges, pad repeats "
+                    "the last pixels, stretch resizes to the nearest.",
                 ),
             ],
-            outputs=[io.Latent.Output(tooltip="The latent, [B, 32, H/28, W/28].")],
+            outputs=[io.Latent.Output(tooltip="The latent, [B, 32, h, w]: one vector a token.")],
         )
 
     @classmethod
     def execute(cls, image, vae, fit) -> io.NodeOutput:
         require_vgt_vae(vae)
-        return io.NodeOutput({"samples": vae.encode(fit_to_tokens(image, fit))})
+        return io.NodeOutput({"samples": vae.encode(fit_to_tokens(image, fit, vae.token_pixels))})

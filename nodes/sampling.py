@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
+from ..vgt.config import LATENT_CHANNELS
 from ..vgt.sampling import SamplingSettings
 from .host.drawing import generate
 from .host.loading import VGTModel
@@ -45,26 +45,27 @@ def sample(
     size = {"width": width or None, "height": height or None}
     chosen = SamplingSettings(**size, cfg=cfg or None, tokens_per_step=tokens_per_step or None, **settings)
     chosen = chosen.over(flow_head or SamplingSettings()).filled(model.recommended)
+    side = model.token_pixels
     latent = dict(latent or {"samples": None})
     samples = latent["samples"]
     if samples is not None and _is_empty(latent):
-        size, batch_size = _size_of_empty(latent)
+        size, batch_size = _size_of_empty(latent, side)
         chosen = replace(chosen, **size)
         samples = None
         latent.pop("downscale_ratio_spacial", None)  # newer hosts say there how small the empty latent was
     if samples is None:
-        chosen = _in_whole_tokens(chosen)
-        grid = chosen.height // TOKEN_PIXELS, chosen.width // TOKEN_PIXELS
+        chosen = _in_whole_tokens(chosen, side)
+        grid = chosen.height // side, chosen.width // side
         samples = torch.zeros(batch_size, LATENT_CHANNELS, *grid)
         masks = torch.ones(batch_size, *grid, dtype=torch.bool)
     else:
         check_latent(samples)
-        masks = _masks(latent, denoise, chosen.seed)
-        chosen = replace(chosen, height=samples.shape[2] * TOKEN_PIXELS, width=samples.shape[3] * TOKEN_PIXELS)
+        masks = _masks(latent, denoise, chosen.seed, side)
+        chosen = replace(chosen, height=samples.shape[2] * side, width=samples.shape[3] * side)
 
     out = samples.to(torch.float32, copy=True)
     indices = list(latent.get("batch_index") or range(len(samples)))[: len(samples)]
-    groups = _alike(masks)
+    groups = _rows_by_mask(masks)
     drawn = sum(int(masks[rows[0]].sum()) for rows in groups)
     if not drawn:
         logging.info("VGT: the mask covers no token, so the latent comes back as it was.")
@@ -85,8 +86,8 @@ def sample(
     return latent | {"samples": out}
 
 
-def _in_whole_tokens(settings: SamplingSettings) -> SamplingSettings:
-    width, height = nearest_multiple(settings.width), nearest_multiple(settings.height)
+def _in_whole_tokens(settings: SamplingSettings, token_pixels: int) -> SamplingSettings:
+    width, height = (nearest_multiple(side, token_pixels) for side in (settings.width, settings.height))
     if (width, height) != (settings.width, settings.height):
         logging.info(f"VGT: drawing {width}x{height}, the whole tokens nearest to {settings.width}x{settings.height}.")
     return replace(settings, width=width, height=height)
@@ -97,17 +98,17 @@ def _is_empty(latent: dict) -> bool:
     return "noise_mask" not in latent and not latent["samples"].any()
 
 
-def _size_of_empty(latent: dict) -> tuple[dict[str, int], int]:
+def _size_of_empty(latent: dict, token_pixels: int) -> tuple[dict[str, int], int]:
     """Width and height in pixels, and the batch."""
     samples = latent["samples"]
     if samples.ndim != 4:
         raise ValueError(f"The latent has {samples.ndim} dimensions; VGT draws still images, use an image latent.")
     batch, channels, h, w = samples.shape
-    ratio = TOKEN_PIXELS if channels == LATENT_CHANNELS else latent.get("downscale_ratio_spacial", 8)
+    ratio = token_pixels if channels == LATENT_CHANNELS else latent.get("downscale_ratio_spacial", 8)
     return {"width": w * ratio, "height": h * ratio}, batch
 
 
-def _masks(latent: dict, denoise: float, seed: int) -> Tensor:
+def _masks(latent: dict, denoise: float, seed: int, token_pixels: int) -> Tensor:
     """Which tokens to draw: bool [B, h, w].
 
     A token is drawn when any pixel of its cell is masked (over one half); `denoise` then keeps that share of them,
@@ -118,7 +119,7 @@ def _masks(latent: dict, denoise: float, seed: int) -> Tensor:
     if mask is None:
         masks = torch.ones(batch, h, w, dtype=torch.bool)
     else:
-        mask = _fit_to_tokens(mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu(), h, w)
+        mask = _fit_to_tokens(mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu(), h, w, token_pixels)
         masks = F.adaptive_max_pool2d(mask, (h, w))[:, 0] > 0.5
         masks = masks.repeat(math.ceil(batch / len(masks)), 1, 1)[:batch]
     if denoise < 1:
@@ -130,17 +131,17 @@ def _masks(latent: dict, denoise: float, seed: int) -> Tensor:
     return masks
 
 
-def _fit_to_tokens(mask: Tensor, h: int, w: int) -> Tensor:
+def _fit_to_tokens(mask: Tensor, h: int, w: int, token_pixels: int) -> Tensor:
     """[B, 1, H, W] in pixels → the same, cut or padded as its image was for a latent of h x w tokens.
 
-    A VAE cuts what exceeds a multiple of 28 off both ends, and VGT Encode may pad at the far end instead. A mask of any
+    A VAE cuts what exceeds whole tokens off both ends, and VGT Encode may pad at the far end instead. A mask of any
     other size stays as it is, to be scaled.
     """
     for dim, tokens in ((-2, h), (-1, w)):
-        size, pixels = mask.shape[dim], tokens * TOKEN_PIXELS
-        if 0 < size - pixels < TOKEN_PIXELS:
+        size, pixels = mask.shape[dim], tokens * token_pixels
+        if 0 < size - pixels < token_pixels:
             mask = mask.narrow(dim, (size - pixels) // 2, pixels)
-        elif 0 < pixels - size < TOKEN_PIXELS:
+        elif 0 < pixels - size < token_pixels:
             mask = F.pad(mask, (0, pixels - size) if dim == -1 else (0, 0, 0, pixels - size))
     return mask
 
@@ -150,7 +151,7 @@ def _plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _alike(masks: Tensor) -> list[list[int]]:
+def _rows_by_mask(masks: Tensor) -> list[list[int]]:
     """Rows of equal masks: they share a plan, so they are drawn together."""
     groups: dict[bytes, list[int]] = {}
     for row, mask in enumerate(masks):

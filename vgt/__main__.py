@@ -102,17 +102,16 @@ def _reconstruct(options) -> None:
     import torch
     from PIL import Image, ImageOps
 
-    from .config import TOKEN_PIXELS
-
     with Image.open(options.image) as image:
         image = ImageOps.exif_transpose(image).convert("RGB")
-    width, height = (side // TOKEN_PIXELS * TOKEN_PIXELS for side in image.size)
+    model = _load(options)
+    side = model.config.token_pixels
+    width, height = image.width // side * side, image.height // side * side
     if not width or not height:
-        raise ValueError(f"{options.image} is {image.width}x{image.height}; it must be at least 28x28.")
+        raise ValueError(f"{options.image} is {image.width}x{image.height}; it must be at least {side}x{side}.")
     left, top = (image.width - width) // 2, (image.height - height) // 2
     image = image.crop((left, top, left + width, top + height))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, height, width, 3).movedim(-1, 1)
-    model = _load(options)
     original = pixels / 255
     decoded = model.decode(model.encode(original)).cpu()
     _write_png(decoded[0], options.output)

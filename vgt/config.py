@@ -8,42 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .families._family import VisionConfig
+
+FORMAT = 1
+"""Of `vgt.config` in model files, where they say it."""
 
 LATENT_CHANNELS = 32
 """Channels of a latent: each token is a vector of 32 numbers."""
-
-TOKEN_PIXELS = 28
-"""Side in pixels of the square that one token stands for."""
-
-INTERNVL3 = "internvl3"
-QWEN2_5_VL = "qwen2_5_vl"
-FAMILIES = (INTERNVL3, QWEN2_5_VL)
-
-
-@dataclass(frozen=True)
-class InternVisionConfig:
-    """InternViT as InternVL3 uses it: patches of 14 pixels, class token, learned positions."""
-
-    width: int = 1024
-    depth: int = 24
-    heads: int = 16
-    mlp_width: int = 4096
-    grid: int = 32
-    """Side, in patches, of the learned position table."""
-
-
-@dataclass(frozen=True)
-class QwenVisionConfig:
-    """Qwen2.5-VL's vision tower: patches of 14 pixels, 2x2 merge, window attention except in some layers."""
-
-    width: int = 1280
-    depth: int = 32
-    heads: int = 16
-    mlp_width: int = 3420
-    window: int = 112
-    """Side of an attention window in pixels."""
-    full_attention: tuple[int, ...] = (7, 15, 23, 31)
-    """Layers that attend to the whole image."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +37,19 @@ class PixelDecoderConfig:
 class AutoencoderConfig:
     """VGT-AE: vision tower, semantic projection, pixel decoder."""
 
-    vision: InternVisionConfig | QwenVisionConfig
+    vision: VisionConfig
     semantic_width: int
     decoder: PixelDecoderConfig = PixelDecoderConfig()
+
+    @property
+    def token_pixels(self) -> int:
+        """Side in pixels of the square that one token stands for."""
+        return self.vision.token_pixels
 
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """A Qwen2 decoder."""
+    """A pre-norm decoder with grouped key/value heads, rotary positions and SwiGLU."""
 
     width: int
     depth: int
@@ -82,6 +61,10 @@ class LanguageModelConfig:
     rope_theta: float = 1e6
     eps: float = 1e-6
     max_positions: int = 32768
+    qkv_bias: bool = True
+    """Queries, keys and values have biases."""
+    qk_norm: bool = False
+    """Each head's queries and keys are normalised before they are rotated."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +81,14 @@ class GeneratorConfig:
 
     language: LanguageModelConfig
     flow_head: FlowHeadConfig = FlowHeadConfig()
-    query_grid: int = 64
-    """Side, in tokens, of the learned position grids: the largest image a model can draw."""
+    query_grid: int | tuple[int, int] = 64
+    """Rows and columns, in tokens, of the learned position grids, or one number for both: the largest image a model can
+    draw."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the position grids."""
+        return (self.query_grid,) * 2 if isinstance(self.query_grid, int) else self.query_grid
 
 
 @dataclass(frozen=True)
@@ -111,32 +100,50 @@ class ModelConfig:
     generator: GeneratorConfig | None = None
     pad_token: str = "<|endoftext|>"
 
+    @property
+    def token_pixels(self) -> int:
+        """Side in pixels of the square that one token stands for."""
+        return self.autoencoder.token_pixels
+
     def to_dict(self) -> dict:
         """The form stored as JSON under `vgt.config` in a model file's metadata."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict) -> ModelConfig:
-        """Inverse of `to_dict` (lists may stand for tuples). Raises KeyError, TypeError or ValueError on other data."""
-        if data["family"] not in FAMILIES:
-            raise ValueError(f"unknown family {data['family']!r}")
-        vision = InternVisionConfig if data["family"] == INTERNVL3 else QwenVisionConfig
+        """Inverse of `to_dict` (lists may stand for tuples; what is left out is the default).
+
+        Raises UnknownModel for what another version wrote, and KeyError, TypeError or ValueError on other data.
+        """
+        from .families import family
+
+        if data.get("format", FORMAT) != FORMAT:
+            raise UnknownModel(f"it is of format {str(data['format'])[:40]}, and this version reads {FORMAT}")
+        try:
+            found = family(data["family"])
+        except ValueError as error:
+            raise UnknownModel(str(error)) from error
         autoencoder, generator = data["autoencoder"], data.get("generator")
+        grid = generator and generator["query_grid"]
         return cls(
             family=data["family"],
             autoencoder=AutoencoderConfig(
-                vision=_build(vision, autoencoder["vision"]),
+                vision=_build(found.vision_config, autoencoder["vision"]),
                 semantic_width=int(autoencoder["semantic_width"]),
                 decoder=_build(PixelDecoderConfig, autoencoder["decoder"]),
             ),
             generator=generator
             and GeneratorConfig(
-                language=_build(LanguageModelConfig, generator["language"]),
+                language=_build(found.language_config, generator["language"]),
                 flow_head=_build(FlowHeadConfig, generator["flow_head"]),
-                query_grid=int(generator["query_grid"]),
+                query_grid=tuple(grid) if isinstance(grid, list | tuple) else int(grid),
             ),
             pad_token=str(data["pad_token"]),
         )
+
+
+class UnknownModel(ValueError):
+    """A model file of a format or a family that this version does not know."""
 
 
 def _build(kind, data: dict):

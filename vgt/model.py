@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .families import family
 from .files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
 from .networks.autoencoder import Autoencoder
 from .prompt import PromptTokenizer
@@ -45,12 +46,12 @@ class Model:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] in [0, 1], H and W multiples of 28 → latent [B, 32, H/28, W/28], float32."""
+        """pixels [B, 3, H, W] in [0, 1], H and W multiples of `config.token_pixels` → latent [B, 32, h, w], float32."""
         return self.autoencoder.encode(pixels.to(self.device, self.dtype))
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """latent [B, 32, h, w] → pixels [B, 3, 28h, 28w] in [-1, 1], unclamped, float32."""
+        """latent [B, 32, h, w] → pixels [B, 3, H, W] in [-1, 1], unclamped, float32."""
         return self.autoencoder.decode(latent.to(self.device, self.dtype)).float()
 
     def generate(
@@ -132,7 +133,9 @@ def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=
 def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, device="cpu") -> Generator:
     """VGT-AR with its weights; on the CPU they are memory-mapped where the file is in `dtype` already."""
     config = checkpoint.config
-    module = Generator(config.generator, config.family, operations=operations, device="meta", dtype=dtype)
+    module = Generator(
+        config.generator, config.family, config.token_pixels, operations=operations, device="meta", dtype=dtype
+    )
     load_state(module, checkpoint.state("generator"), checkpoint.path, f"a VGT generator ({config.family})", device)
     return module.to(device).eval()
 
@@ -147,6 +150,7 @@ def build_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
             f"{checkpoint.path.name} has no tokenizer beside it; put the base model's tokenizer.json into base/."
         )
     try:
-        return PromptTokenizer(checkpoint.tokenizer_json, checkpoint.config.pad_token)
+        template = family(checkpoint.config.family).template
+        return PromptTokenizer(checkpoint.tokenizer_json, checkpoint.config.pad_token, template)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path.name} cannot be loaded: {error}") from error

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_TURN = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-_WITH_PROMPT = "Generate an image: {prompt}"
-_WITHOUT_PROMPT = "Generate an image."
-_IMAGE_START = "<img>"
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """What is put around a prompt. The defaults are those of the published models."""
+
+    turn: str = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    prompt: str = "Generate an image: {prompt}"
+    no_prompt: str = "Generate an image."
+    image_start: str = "<img>"
+    """The text after which the image's tokens follow."""
+    pad: str = "<|endoftext|>"
+    """Where the base model's tokenizer files name no token to pad with."""
+
+
+@dataclass(frozen=True)
+class CaptionTemplate:
+    """How a vision-language model is shown an image and asked for its caption."""
+
+    before: str
+    """The text up to the image."""
+    image: str
+    """The token in whose places the image's features stand."""
+    after: str
+    """The text between the image and the answer."""
+    end: str
+    """The token that ends an answer."""
+    rotary_parts: Callable[[int], tuple[int, int, int]]
+    """Head width → how many of its frequencies turn with time, row and column."""
+
 
 MAX_PROMPT_TOKENS = 4096
 """Longest text a run takes. The models were trained with at most 1024; far more would only fill the memory."""
@@ -31,11 +56,12 @@ class PromptTokenizer:
     Args:
         tokenizer_json: the contents of a tokenizer.json.
         pad_token: the token that fills short rows. Published decoding sees it, so it matters which one it is.
+        template: of the model's family.
 
     Raises ValueError when the JSON is no tokenizer or lacks the pad token.
     """
 
-    def __init__(self, tokenizer_json: bytes | str, pad_token: str):
+    def __init__(self, tokenizer_json: bytes | str, pad_token: str, template: PromptTemplate = PromptTemplate()):
         from tokenizers import Tokenizer
 
         try:
@@ -53,18 +79,20 @@ class PromptTokenizer:
                 f"The tokenizer has no {pad_token!r} to pad with; put back the base model's tokenizer.json."
             )
         self._pad = pad
-        self.image_start: list[int] = self._tokenizer.encode(_IMAGE_START).ids
-        """Ids of the text `<img>`: one special token in InternVL3's tokenizer, two ordinary ones in Qwen2.5-VL's."""
+        self._template = template
+        self.image_start: list[int] = self._tokenizer.encode(template.image_start).ids
+        """Ids of the text after which the image follows: one special token, or several ordinary ones."""
 
     def __call__(self, prompts: Sequence[str], negatives: Sequence[str | None] | None) -> TokenizedPrompts:
         """Tokenize the conditional rows, then, unless `negatives` is None, as many unconditional ones.
 
         Raises ValueError for a prompt longer than MAX_PROMPT_TOKENS.
         """
-        texts = [_WITH_PROMPT.format(prompt=prompt.strip()) for prompt in prompts]
+        own = self._template
+        texts = [own.prompt.format(prompt=prompt.strip()) for prompt in prompts]
         for negative in negatives or ():
-            texts.append(_WITHOUT_PROMPT if negative is None else _WITH_PROMPT.format(prompt=negative.strip()))
-        rows = [self._tokenizer.encode(_TURN.format(text=text)).ids for text in texts]
+            texts.append(own.no_prompt if negative is None else own.prompt.format(prompt=negative.strip()))
+        rows = [self._tokenizer.encode(own.turn.format(text=text)).ids for text in texts]
         lengths = tuple(len(row) for row in rows)
         longest = max(lengths)
         if longest > MAX_PROMPT_TOKENS:

@@ -8,7 +8,7 @@ import comfy.model_management as memory
 import torch
 from torch import Tensor
 
-from ...vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
+from ...vgt.config import LATENT_CHANNELS
 from ...vgt.networks.flow_head import MODULATION_ROWS
 from ...vgt.run import generation
 from ...vgt.run.plan import group_sizes
@@ -37,7 +37,7 @@ def generate(
         memory.soft_empty_cache()
     memory.load_models_gpu([patcher], memory_required=needed)
     device = patcher.load_device
-    start = progress.begin((settings.height // TOKEN_PIXELS, settings.width // TOKEN_PIXELS), needed)
+    start = progress.begin((settings.height // model.token_pixels, settings.width // model.token_pixels), needed)
     try:
         if len(prompts) == 1 or needed <= free_memory(patcher):
             return generation.generate(
@@ -89,7 +89,7 @@ def _sampling_memory(
     guided = settings.cfg > 1
     rows = len(prompts) * (2 if guided else 1)
     text = max(model.tokenizer(prompts[:1], [negative] if guided else None).lengths)
-    tokens = settings.height * settings.width // TOKEN_PIXELS**2
+    tokens = settings.height * settings.width // model.token_pixels**2
     drawn = tokens if mask is None else int(mask.sum())
     given = tokens - drawn
     together = settings.tokens_per_step

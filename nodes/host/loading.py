@@ -13,10 +13,9 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ...vgt.config import INTERNVL3
+from ...vgt.families import family
 from ...vgt.files import hub
 from ...vgt.files.checkpoint import convert, read_checkpoint
-from ...vgt.files.qwen_tokenizer import build_family_tokenizer
 from ...vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ...vgt.prompt import PromptTokenizer
 from ...vgt.sampling import SamplingSettings
@@ -49,6 +48,11 @@ class VGTModel:
     vae: VGTVAE
     recommended: SamplingSettings
     """How the model's maker would draw."""
+
+    @property
+    def token_pixels(self) -> int:
+        """Side in pixels of a token."""
+        return self.vae.token_pixels
 
     def is_dynamic(self) -> bool:
         """Newer hosts' node cache asks: short of memory, it keeps what it can page out and drops the rest."""
@@ -124,12 +128,13 @@ def _download(name: str) -> Path:
     )
 
 
-def _host_tokenizer(family: str) -> bytes | None:
-    """The tokenizer made from the Qwen2.5 vocabulary that the host carries for its text encoders."""
-    folder = Path(comfy.__path__[0]) / "text_encoders" / "qwen25_tokenizer"
-    if not (folder / "vocab.json").is_file():
+def _host_tokenizer(name: str) -> bytes | None:
+    """A family's tokenizer, made from a vocabulary that the host carries for its text encoders; None without one."""
+    found = family(name)
+    folder = Path(comfy.__path__[0]) / "text_encoders" / (found.host_vocabulary or "")
+    if found.host_vocabulary is None or not (folder / "vocab.json").is_file():
         return None
-    return build_family_tokenizer(folder, internvl3=family == INTERNVL3)
+    return found.host_tokenizer(folder)
 
 
 def require_generator(model: VGTModel) -> VGTModel:

@@ -10,7 +10,7 @@ import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 
-from ...vgt.config import LATENT_CHANNELS, TOKEN_PIXELS
+from ...vgt.config import LATENT_CHANNELS
 from ...vgt.run.generation import Progress
 from .loading import VGTModel
 
@@ -77,6 +77,7 @@ class ProgressReport:
         """The first image of the batch, grey where no token is known yet."""
         vae = self._vae
         pixels = vae.first_stage_model.decode(progress.latent[:1].to(vae.device, vae.vae_dtype))[0].float().cpu()
-        known = progress.known.repeat_interleave(TOKEN_PIXELS, 0).repeat_interleave(TOKEN_PIXELS, 1)
+        side = vae.token_pixels
+        known = progress.known.repeat_interleave(side, 0).repeat_interleave(side, 1)
         pixels = torch.where(known, pixels, torch.zeros(())).clamp(-1, 1)
         return Image.fromarray(((pixels + 1) * 127.5).round().byte().movedim(0, -1).numpy())

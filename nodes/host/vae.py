@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...vgt.config import LATENT_CHANNELS, TOKEN_PIXELS, AutoencoderConfig
+from ...vgt.config import LATENT_CHANNELS, AutoencoderConfig
 from ...vgt.networks.autoencoder import Autoencoder
 from .patcher import Patcher, free_memory, is_paged, room_for
 
 FITS = ("crop", "pad", "stretch")
-"""What VGT Encode may do when a side is not a multiple of 28."""
+"""What VGT Encode may do when a side is no whole number of tokens."""
 
 
 class VGTVAE(comfy.sd.VAE):
@@ -29,7 +29,7 @@ class VGTVAE(comfy.sd.VAE):
             super().__init__(sd={})  # sets every default this version of the host knows, and no model
         self.first_stage_model = autoencoder
         self.latent_channels = LATENT_CHANNELS
-        self.downscale_ratio = self.upscale_ratio = TOKEN_PIXELS
+        self.token_pixels = self.downscale_ratio = self.upscale_ratio = config.token_pixels
         self.process_input = lambda image: image
         self.vae_dtype = dtype
         self.working_dtypes = [dtype]
@@ -43,17 +43,17 @@ class VGTVAE(comfy.sd.VAE):
             per_pixel * (shape[-2] * shape[-1] * 32**2) * (memory.dtype_size(dtype) + 4) // 2
         )
         self.memory_used_encode = lambda shape, dtype: (
-            per_patch * (shape[-2] * shape[-1] // 14**2) * (memory.dtype_size(dtype) + 4) // 2
+            per_patch * (shape[-2] * shape[-1] // config.vision.patch**2) * (memory.dtype_size(dtype) + 4) // 2
         )
         self.patcher = Patcher(autoencoder, load_device=self.device, offload_device=memory.vae_offload_device())
 
     # The host's stock VAE nodes call these four: bad input ends here in a sentence, not in the middle of the model.
 
     def encode(self, pixel_samples, *arguments, **options):
-        return super().encode(_checked_pixels(pixel_samples), *arguments, **options)
+        return super().encode(self._checked_pixels(pixel_samples), *arguments, **options)
 
     def encode_tiled(self, pixel_samples, *arguments, **options):
-        return super().encode_tiled(_checked_pixels(pixel_samples), *arguments, **options)
+        return super().encode_tiled(self._checked_pixels(pixel_samples), *arguments, **options)
 
     def decode(self, samples_in, *arguments, **options):
         check_latent(samples_in)
@@ -62,6 +62,19 @@ class VGTVAE(comfy.sd.VAE):
     def decode_tiled(self, samples, *arguments, **options):
         check_latent(samples)
         return super().decode_tiled(samples, *arguments, **options)
+
+    def _checked_pixels(self, image: Tensor) -> Tensor:
+        """image [B, H, W, C] → its first three channels. ValueError for one smaller than a token or not finite."""
+        height, width = image.shape[1:3]
+        side = self.token_pixels
+        if min(height, width) < side:
+            raise ValueError(
+                f"The image is {width}x{height}; a latent of this model needs at least {side}x{side} pixels, so scale "
+                "it up, or use pad or stretch of VGT Encode."
+            )
+        if not torch.isfinite(image).all():
+            raise ValueError("The image holds NaN or infinite values; make it again.")
+        return image[..., :3]
 
     def make_ready(self, shape: tuple[int, ...], needed: int, sampler: comfy.model_patcher.ModelPatcher) -> bool:
         """Load for previews of that shape beside a run of the sampler that needs so many bytes.
@@ -80,12 +93,11 @@ class VGTVAE(comfy.sd.VAE):
         return True
 
     def encode_tiled_(self, pixel_samples, tile_x=448, tile_y=448, overlap=56):
-        # the host halves and doubles the tile; all of it must stay a multiple of 28
-        tile_x, tile_y = (max(1, tile // (2 * TOKEN_PIXELS)) * 2 * TOKEN_PIXELS for tile in (tile_x, tile_y))
-        overlap = max(1, overlap // TOKEN_PIXELS) * TOKEN_PIXELS
-        return super().encode_tiled_(
-            pixel_samples, tile_x, tile_y, min(overlap, min(tile_x, tile_y) // 2 - TOKEN_PIXELS)
-        )
+        # the host halves and doubles the tile; all of it must stay whole tokens
+        side = self.token_pixels
+        tile_x, tile_y = (max(1, tile // (2 * side)) * 2 * side for tile in (tile_x, tile_y))
+        overlap = max(1, overlap // side) * side
+        return super().encode_tiled_(pixel_samples, tile_x, tile_y, min(overlap, min(tile_x, tile_y) // 2 - side))
 
     def decode_tiled_(self, samples, tile_x=16, tile_y=16, overlap=4):
         return super().decode_tiled_(samples, tile_x, tile_y, overlap)
@@ -122,33 +134,20 @@ def check_latent(samples: Tensor) -> None:
         raise ValueError("The latent holds NaN or infinite values; make it again.")
 
 
-def _checked_pixels(image: Tensor) -> Tensor:
-    """image [B, H, W, C] → its first three channels. Raises ValueError for one smaller than a token or not finite."""
-    height, width = image.shape[1:3]
-    if min(height, width) < TOKEN_PIXELS:
-        raise ValueError(
-            f"The image is {width}x{height}; a VGT latent needs at least {TOKEN_PIXELS}x{TOKEN_PIXELS} pixels, so "
-            "scale it up, or use pad or stretch of VGT Encode."
-        )
-    if not torch.isfinite(image).all():
-        raise ValueError("The image holds NaN or infinite values; make it again.")
-    return image[..., :3]
-
-
-def fit_to_tokens(image: Tensor, fit: str) -> Tensor:
-    """image [B, H, W, C] → the same with H and W multiples of 28, at least 28."""
+def fit_to_tokens(image: Tensor, fit: str, token_pixels: int) -> Tensor:
+    """image [B, H, W, C] → the same with H and W multiples of `token_pixels`, at least one each."""
     height, width = image.shape[1:3]
     if fit == "crop":
         return image  # the VAE itself crops, around the centre
     if fit == "pad":
-        bottom, right = -height % TOKEN_PIXELS, -width % TOKEN_PIXELS
+        bottom, right = -height % token_pixels, -width % token_pixels
         return F.pad(image.movedim(-1, 1), (0, right, 0, bottom), mode="replicate").movedim(1, -1)
     if fit != "stretch":
         raise ValueError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}.")
-    size = [nearest_multiple(side) for side in (width, height)]
+    size = [nearest_multiple(side, token_pixels) for side in (width, height)]
     return comfy.utils.common_upscale(image.movedim(-1, 1), *size, "bicubic", "disabled").movedim(1, -1).clamp(0, 1)
 
 
-def nearest_multiple(side: int) -> int:
-    """The multiple of 28 nearest to a side in pixels, at least 28."""
-    return max(1, round(side / TOKEN_PIXELS)) * TOKEN_PIXELS
+def nearest_multiple(side: int, token_pixels: int) -> int:
+    """The multiple of `token_pixels` nearest to a side in pixels, at least one."""
+    return max(1, round(side / token_pixels)) * token_pixels

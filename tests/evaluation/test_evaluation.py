@@ -272,13 +272,13 @@ def test_a_folder_of_images(tmp_path):
     Image.new("RGB", (100, 60), (255, 0, 0)).save(tmp_path / "below/a.png")
     Image.new("L", (28, 28), 128).save(tmp_path / "b.JPG")
     (tmp_path / "notes.txt").write_text("no image")
-    images = list(reconstruction.folder_images(tmp_path))
+    images = list(reconstruction.folder_images(tmp_path, 28))
     assert [tuple(image.shape) for image in images] == [(3, 28, 28), (3, 56, 84)]
     assert images[1][:, 0, 0].tolist() == [1, 0, 0]
-    assert all(image.shape == (3, 56, 56) for image in reconstruction.folder_images(tmp_path, 56))
+    assert all(image.shape == (3, 56, 56) for image in reconstruction.folder_images(tmp_path, 28, 56))
     (tmp_path / "c.png").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"c\.png"):
-        list(reconstruction.folder_images(tmp_path))
+        list(reconstruction.folder_images(tmp_path, 28))
 
 
 def test_sweeps_results_and_curves(tmp_path, monkeypatch):

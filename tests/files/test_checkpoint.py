@@ -214,7 +214,7 @@ def test_a_wild_layer_number_is_no_layer_count(index, folder, family):
 def test_too_many_layers_are_refused(folder, family):
     many = {f"image_head.net.res_blocks.{index}.x": torch.zeros(1) for index in range(2000)}
     torch.save(full_state(family) | many, folder / "iter_1.pth")
-    refused(folder / "iter_1.pth", "res_blocks", "layers")
+    refused(folder / "iter_1.pth", "flow_head.blocks", "layers")
 
 
 def test_files_that_are_no_model(tmp_path):

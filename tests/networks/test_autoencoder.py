@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vgt
-from vgt.config import AutoencoderConfig, InternVisionConfig, PixelDecoderConfig, QwenVisionConfig
+from vgt.config import AutoencoderConfig, PixelDecoderConfig
+from vgt.families.internvl3 import InternVisionConfig, InternVisionTower
+from vgt.families.qwen2_5_vl import QwenVisionConfig, QwenVisionTower, window_order
 from vgt.networks.autoencoder import Autoencoder, channel_norm
 from vgt.networks.pixel_decoder import PixelDecoder
-from vgt.networks.vision_tower import InternVisionTower, QwenVisionTower, window_order
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FILES = {"internvl3": "vgt_ae_internvl3.pth", "qwen2_5_vl": "vgt_ae_qwen25vl.pth"}

@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_with_regions_and_changes(model):
 
 def test_a_plan_prints_all_of_it():
     mixes = [(((0, 1.0),),), (((0, 0.5), (1, 0.5)),)]
-    plan = make_plan([1, 0], 1, family="internvl3", lengths=(3, 3, 2), start=1, given=1, prompts=2, mixes=mixes)
+    plan = make_plan([1, 0], 1, lengths=(3, 3, 2), start=1, given=1, prompts=2, mixes=mixes)
     assert str(plan).splitlines() == [
         "step 0 slot 0: q1+1 given from 1*prompt 0",
         "step 1 slot 5: l1+2 q0+3 from 0.5*prompt 0+0.5*prompt 1",

@@ -82,7 +82,7 @@ def test_unusable_data_is_named(tmp_path):
     with pytest.raises(DataError, match=r"holds several .jsonl files"):
         open_data(folder_data(tmp_path), captions=True)
     with pytest.raises(DataError, match="must be a multiple of 28"):
-        open_data({"kind": "scenes", "size": 100}, captions=True)
+        open_data({"kind": "scenes", "size": 100}, captions=True, token_pixels=28)
 
 
 def write_shards(folder, samples):
@@ -120,6 +120,8 @@ def test_unusable_shards_are_named_also_by_the_processes_that_read(tmp_path):
 
 class Encoder(torch.nn.Module):
     """Stands for a tokenizer: a latent that is the picture's mean."""
+
+    token_pixels = 28
 
     def __init__(self):
         super().__init__()

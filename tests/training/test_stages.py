@@ -12,6 +12,7 @@ from benchmarks import convergence
 from miniatures import LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, training
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.evaluation import results
+from vgt.families import family
 from vgt.networks.autoencoder import channel_norm
 from vgt.networks.flow_head import FlowHead
 from vgt.networks.language_model import LanguageModel
@@ -27,7 +28,9 @@ from vgt.training.latents import LatentDataset
 from vgt.training.optimiser import make_optimisers
 from vgt.training.sequence import next_states, query_states
 from vgt.training.settings import Settings, TrainingError
-from vgt.training.text import PAD, train_tokenizer
+from vgt.training.text import train_tokenizer
+
+SPECIAL_TOKENS = family("qwen2_5_vl").special_tokens
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +130,11 @@ def test_features_may_be_wider_than_the_language_model():
     """As InternVL3 2B's language model beside the tokenizer of InternVL3 1B."""
     language = LanguageModelConfig(vocabulary=10, **LANGUAGE)
     generator = new_generator(GeneratorConfig(language, FlowHeadConfig(32, 1), 2), "internvl3", 0)
-    tokenizer_json = train_tokenizer(["a red circle"] * 9, 300).encode()
+    tokenizer_json = train_tokenizer(["a red circle"] * 9, 300, SPECIAL_TOKENS).encode()
     latents = [(torch.zeros(32, 2, 2), "a red circle", torch.zeros(4, 48))]
-    stage = GeneratorStage(generator, tokenizer_json, PAD, Objective(repa=1.0), latents, Settings(1, 1, 1.0))
+    stage = GeneratorStage(
+        generator, tokenizer_json, SPECIAL_TOKENS[0], Objective(repa=1.0), latents, Settings(1, 1, 1.0)
+    )
     assert stage.auxiliary[-1].out_features == 48
 
 
@@ -150,7 +155,7 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
     from vgt.run.token_step import TokenStep, step_inputs
 
     plan = make_plan(
-        order, 1, family=found.family, lengths=text.lengths, start=len(tokenizer.image_start), known=[],
+        order, 1, lengths=text.lengths, start=len(tokenizer.image_start), known=[],
         decoding="training-consistent", grouping="uniform",
     )  # fmt: skip
     seen = []
@@ -211,27 +216,28 @@ def test_the_base_model_is_read_by_transformers(base):
     """Our small VLM is a Qwen2.5-VL: `transformers` reads it and gives the same words the same probabilities."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    from vgt.networks.vision_tower import QwenVisionTower, normalise
+    from vgt.networks.vision_parts import normalise, token_patches
     from vgt.training.captioning import Captioner, _embed, multimodal_rotary
 
     theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(base / "base", dtype=torch.float32).eval()
     found = load_base(base / "base")
-    tower = QwenVisionTower(found.vision, found.language.width)
+    template = family(found.family).caption
+    tower = found.vision.build(found.language.width)
     tower.load_state_dict(found.vision_state)
     model = LanguageModel(found.language)
     model.load_state_dict(found.language_state)
     pixels = torch.rand(1, 3, 56, 84, generator=torch.Generator().manual_seed(0))
-    captioner = Captioner(found.tokenizer_json)
+    captioner = Captioner(found.tokenizer_json, template, found.pad_token)
     prefix, positions = captioner.prefix((2, 3))
     with torch.no_grad():
         embeds = _embed(model, prefix[None], tower(pixels), captioner.image)
-        hidden = model(embeds, multimodal_rotary(model, positions), None)
+        hidden = model(embeds, multimodal_rotary(model, template, positions), None)
         said = hidden @ model.embed_tokens.weight.T
         answer = theirs(
             input_ids=prefix[None],
             attention_mask=torch.ones_like(prefix)[None],
             mm_token_type_ids=(prefix == captioner.image).long()[None],
-            pixel_values=tower.patches(normalise(pixels, tower.MEAN, tower.STD)).flatten(0, 2),
+            pixel_values=token_patches(normalise(pixels, tower.MEAN, tower.STD), 14, 2).flatten(0, 2),
             image_grid_thw=torch.tensor([[1, 4, 6]]),
         ).logits
     assert torch.allclose(answer, said, atol=2e-4), (answer - said).abs().max()
@@ -296,8 +302,7 @@ def test_unusable_configurations_are_named(base, tmp_path):
 
 def test_internvl3_is_read_and_tuned_too(base, tmp_path):
     """A base of the other family, in the names of its hub repository, goes through the same stages."""
-    from vgt.config import InternVisionConfig
-    from vgt.networks.vision_tower import InternVisionTower
+    from vgt.families.internvl3 import InternVisionConfig, InternVisionTower
 
     qwen = load_base(base / "base")
     vision = InternVisionConfig(width=32, depth=1, heads=2, mlp_width=48, grid=4)
@@ -324,7 +329,7 @@ def test_internvl3_is_read_and_tuned_too(base, tmp_path):
     (tmp_path / "base").mkdir()
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     (tmp_path / "base" / "tokenizer.json").write_bytes(qwen.tokenizer_json)
-    text = json.loads((base / "base" / "config.json").read_text())
+    text = json.loads((base / "base" / "config.json").read_text()) | {"model_type": "qwen2"}
     images = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     images.update(image_size=56, patch_size=14)
     config = {"model_type": "internvl_chat", "llm_config": text, "vision_config": images}

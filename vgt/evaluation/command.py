@@ -137,12 +137,13 @@ def _scenes(options) -> None:
 def _reconstruction(options) -> None:
     from .reconstruction import folder_images, scene_images, score
 
+    model = _load(options)
     if options.scenes is not None:
         images = scene_images(options.scenes, options.size or 112)
     else:
-        images = folder_images(options.folder, options.size)
+        images = folder_images(options.folder, model.config.token_pixels, options.size)
     result = score(
-        _load(options),
+        model,
         images,
         batch=options.batch,
         score_size=options.score_size,

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import TOKEN_PIXELS
 from ..files.fingerprint import fingerprint
 from ..run.generation import draw_noise
 from ..sampling import SamplingSettings
@@ -30,7 +29,7 @@ def draw(model, prompts: Sequence[str], numbers: Sequence[int], settings: Sampli
     A picture's noise depends on its number and the seed alone. All are drawn in the token order of the first's block.
     The settings are complete ones.
     """
-    tokens = settings.height * settings.width // TOKEN_PIXELS**2
+    tokens = settings.height * settings.width // model.config.token_pixels**2
     noise = [draw_noise(picture_seed(settings.seed, number), [0], tokens, settings.flow.steps) for number in numbers]
     own = replace(settings, order_seed=picture_seed(settings.seed, numbers[0] // BLOCK))
     latent = model.generate(prompts, noise=torch.cat(noise), **vars(own))

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import TOKEN_PIXELS
 from ..scenes.world import ScenesDataset
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -27,7 +26,7 @@ def score(
     """Reconstruct images and compare.
 
     Args:
-        images: [3, H, W] in [0, 1], H and W multiples of 28. Those of one size are taken together.
+        images: [3, H, W] in [0, 1], H and W whole tokens. Those of one size are taken together.
         batch: images at once.
         score_size: pictures are made this large before they are compared (bilinear); the published figures are of
             448x448 images compared at 256. None compares them as they are.
@@ -69,11 +68,11 @@ def score(
     }
 
 
-def folder_images(folder: Path, size: int | None = None) -> Iterator[Tensor]:
+def folder_images(folder: Path, token_pixels: int, size: int | None = None) -> Iterator[Tensor]:
     """The images in a folder and those below it, sorted: [3, H, W] in [0, 1].
 
     With a size, each is resized to size x size, as in the published evaluation; without one, cropped in the middle
-    to multiples of 28. Raises ValueError for an image that cannot be read or is too small.
+    to multiples of `token_pixels`. Raises ValueError for an image that cannot be read or is too small.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -86,9 +85,10 @@ def folder_images(folder: Path, size: int | None = None) -> Iterator[Tensor]:
             raise ValueError(f"{path} is not an image that can be read: {error}.") from error
         if size is not None:
             image = image.resize((size, size), Image.Resampling.BILINEAR)
-        width, height = (side // TOKEN_PIXELS * TOKEN_PIXELS for side in image.size)
+        width, height = (side // token_pixels * token_pixels for side in image.size)
         if not width or not height:
-            raise ValueError(f"{path} is {image.width}x{image.height}; it must be at least 28x28.")
+            least = f"{token_pixels}x{token_pixels}"
+            raise ValueError(f"{path} is {image.width}x{image.height}; it must be at least {least}.")
         image = _crop(image, width, height)
         yield torch.from_numpy(np.asarray(image).transpose(2, 0, 1) / np.float32(255))
 

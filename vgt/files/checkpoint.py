@@ -22,12 +22,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..config import TOKEN_PIXELS, ModelConfig
+from ..config import ModelConfig, UnknownModel
 from ..sampling import SamplingSettings, default_side
 from .config_check import check_config
-from .layout import Joined, LayoutError, to_our_names
+from .layout import StackedRows, to_our_names
 from .published_config import read_config
-from .qwen_tokenizer import build_tokenizer_json, read_added_tokens
+from .sizes import LayoutError
+from .tokenizer_files import build_tokenizer_json, read_added_tokens
 from .torch_file import TorchFileError, read_torch_file
 
 CONFIG_KEY = "vgt.config"
@@ -60,14 +61,14 @@ class Checkpoint:
 
     path: Path
     config: ModelConfig
-    tensors: dict[str, Tensor | Joined]
+    tensors: dict[str, Tensor | StackedRows]
     """Under our module names: `autoencoder.…` and `generator.…`; memory-mapped where the file allows it."""
     tokenizer_json: bytes | None
     """None for a tokenizer-only model, or where the base model's tokenizer files are absent."""
     recommended: SamplingSettings = field(default_factory=SamplingSettings)
     """How the model's maker would draw; what is open in it is as published."""
 
-    def state(self, part: str) -> dict[str, Tensor | Joined]:
+    def state(self, part: str) -> dict[str, Tensor | StackedRows]:
         """The tensors of one part, "autoencoder" or "generator", under the names inside it."""
         prefix = part + "."
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
@@ -119,7 +120,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     return metadata
 
 
-def _write_safetensors(file, tensors: dict[str, Tensor | Joined], metadata: dict[str, str]) -> None:
+def _write_safetensors(file, tensors: dict[str, Tensor | StackedRows], metadata: dict[str, str]) -> None:
     """As safetensors.torch.save_file, which would need every tensor in memory at once."""
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # which keeps them aligned
     header, end = {"__metadata__": metadata}, 0
@@ -153,7 +154,7 @@ def convert(
     config = checkpoint.config
     modules = {"autoencoder": Autoencoder(config.autoencoder, device="meta")}
     if config.generator:
-        modules["generator"] = Generator(config.generator, config.family, device="meta")
+        modules["generator"] = Generator(config.generator, config.family, config.token_pixels, device="meta")
         if checkpoint.tokenizer_json is None:
             raise CheckpointError(
                 f"{checkpoint.path.name} has no tokenizer beside it; put the base model's tokenizer.json into base/."
@@ -212,8 +213,8 @@ def _with_size(recommended: SamplingSettings, config: ModelConfig) -> SamplingSe
     """The same with a size where it says none."""
     if config.generator is None:
         return recommended
-    side = default_side(TOKEN_PIXELS, config.generator.query_grid)
-    return replace(recommended, height=recommended.height or side, width=recommended.width or side)
+    height, width = (default_side(config.token_pixels, side) for side in config.generator.grid)
+    return replace(recommended, height=recommended.height or height, width=recommended.width or width)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -231,6 +232,8 @@ def _our_file(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) 
     try:
         config = ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
         check_config(config)
+    except UnknownModel as error:
+        raise CheckpointError(f"{path.name} is of a newer VGT: {error}; update VGT.") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise CheckpointError(f"{path.name} holds a {CONFIG_KEY} that cannot be used ({reason}).") from error
@@ -246,7 +249,7 @@ def _our_file(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) 
     return Checkpoint(path, config, tensors, tokenizer_json, _with_size(recommended, config))
 
 
-def _check_tensors(tensors: dict[str, Tensor | Joined], config: ModelConfig, path: Path) -> None:
+def _check_tensors(tensors: dict[str, Tensor | StackedRows], config: ModelConfig, path: Path) -> None:
     """Raise LayoutError for tensors of no part of the model, and for such as would need memory that no file filled."""
     parts = ("autoencoder.", "generator.") if config.generator else ("autoencoder.",)
     kind = "a full VGT model" if config.generator else "a VGT-AE"
@@ -291,7 +294,7 @@ def read_tokenizer(base: Path) -> bytes | None:
 
 def load_state(
     module: torch.nn.Module,
-    state: dict[str, Tensor | Joined],
+    state: dict[str, Tensor | StackedRows],
     path: Path,
     taken_for: str,
     device: torch.device | str = "cpu",
@@ -309,7 +312,7 @@ def load_state(
     module.requires_grad_(False)
 
 
-def check_fit(expected: dict[str, Tensor], state: dict[str, Tensor | Joined], path: Path, taken_for: str) -> None:
+def check_fit(expected: dict[str, Tensor], state: dict[str, Tensor | StackedRows], path: Path, taken_for: str) -> None:
     """Raise CheckpointError unless `state` holds the `expected` tensors in their shapes, and no others."""
     problems = []
     if missing := sorted(expected.keys() - state.keys()):

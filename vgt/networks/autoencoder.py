@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
-from ..config import LATENT_CHANNELS, TOKEN_PIXELS, AutoencoderConfig, InternVisionConfig
+from ..config import LATENT_CHANNELS, AutoencoderConfig
 from .pixel_decoder import PixelDecoder
-from .vision_tower import InternVisionTower, QwenVisionTower
 
 
 def channel_norm(latent, dim):
@@ -45,8 +45,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         width = config.semantic_width
-        tower = InternVisionTower if isinstance(config.vision, InternVisionConfig) else QwenVisionTower
-        self.vision_tower = tower(config.vision, width, operations=operations, **factory)
+        self.token_pixels = config.token_pixels
+        self.vision_tower = config.vision.build(width, operations=operations, **factory)
         self.down_blocks = nn.ModuleList(ResidualMLP(width, operations=operations, **factory) for _ in range(3))
         self.down_mlp = nn.Sequential(
             operations.LayerNorm(width, **factory),
@@ -59,14 +59,14 @@ class Autoencoder(nn.Module):
     def semantic_features(self, pixels):
         """The vision tower's output, in the space of the language model it comes from.
 
-        pixels: [B, 3, H, W] in [0, 1], H and W multiples of 28.
-        Returns [B, H/28 * W/28, semantic_width], tokens row by row. Raises ValueError for any other shape.
+        pixels: [B, 3, H, W] in [0, 1], H and W multiples of `token_pixels`.
+        Returns [B, h * w, semantic_width], h x w tokens row by row. Raises ValueError for any other shape.
         """
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"Pixels must have the shape [batch, 3, height, width], not {list(pixels.shape)}.")
         height, width = pixels.shape[2:]
-        if not height or not width or height % TOKEN_PIXELS or width % TOKEN_PIXELS:
-            raise ValueError(f"Height and width must be multiples of {TOKEN_PIXELS}, not {height} and {width}.")
+        if not height or not width or height % self.token_pixels or width % self.token_pixels:
+            raise ValueError(f"Height and width must be multiples of {self.token_pixels}, not {height} and {width}.")
         return self.vision_tower(pixels)
 
     def project(self, features):
@@ -78,24 +78,28 @@ class Autoencoder(nn.Module):
     def encode(self, pixels):
         """Latent of images.
 
-        pixels: [B, 3, H, W] in [0, 1], H and W multiples of 28.
-        Returns [B, 32, H/28, W/28] float32, each token's channels with mean 0 and variance 1. Raises ValueError for
-        pixels of any other shape.
+        pixels: [B, 3, H, W] in [0, 1], H and W multiples of `token_pixels`.
+        Returns [B, 32, h, w] float32, each token's channels with mean 0 and variance 1. Raises ValueError for pixels of
+        any other shape.
         """
-        latent = channel_norm(self.project(self.semantic_features(pixels)), -1).transpose(1, 2)
-        return latent.unflatten(2, (pixels.shape[2] // TOKEN_PIXELS, -1)).contiguous()
+        latent = channel_norm(self.project(self.semantic_features(pixels)), -1)
+        rows = pixels.shape[2] // self.token_pixels
+        return rearrange(latent, "b (rows columns) c -> b c rows columns", rows=rows).contiguous()
 
     def decode(self, latent):
         """Pixels of a latent.
 
         latent: [B, 32, h, w] as from `encode`.
-        Returns [B, 3, 28h, 28w], about [-1, 1], not clamped. Raises ValueError for a latent of any other shape.
+        Returns [B, 3, H, W], about [-1, 1], not clamped. Raises ValueError for a latent of any other shape.
 
-        The decoder makes 32 pixels of a token, the encoder took 28; a bilinear resize makes up for it.
+        Where the encoder took another number of pixels for a token than the decoder makes, a bilinear resize makes up.
         """
         if latent.ndim != 4 or latent.shape[1] != LATENT_CHANNELS or not latent.shape[2] or not latent.shape[3]:
             raise ValueError(
                 f"A latent must have the shape [batch, {LATENT_CHANNELS}, height, width], not {list(latent.shape)}."
             )
-        size = [TOKEN_PIXELS * side for side in latent.shape[2:]]
-        return F.interpolate(self.pixel_decoder(latent), size=size, mode="bilinear", align_corners=False)
+        pixels = self.pixel_decoder(latent)
+        size = [self.token_pixels * side for side in latent.shape[2:]]
+        if size == list(pixels.shape[2:]):
+            return pixels
+        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)

@@ -1,6 +1,6 @@
-"""Qwen2 decoder with a preallocated KV cache: the language model of both families.
+"""The language model: a decoder as Qwen2.5's and Qwen3's, with a preallocated KV cache.
 
-Qwen2.5-VL's three-part rotary embedding equals the plain one here, because all inputs carry one position.
+A rotary embedding in parts, of time, row and column, equals the plain one here: all inputs carry one position.
 """
 
 from __future__ import annotations
@@ -62,7 +62,12 @@ class _SelfAttention(nn.Module):
         super().__init__()
         self.splits = [config.heads, config.kv_heads, config.kv_heads]
         self.head_width = config.head_width
-        self.qkv_proj = operations.Linear(config.width, sum(self.splits) * config.head_width, bias=True, **factory)
+        rows = sum(self.splits) * config.head_width
+        self.qkv_proj = operations.Linear(config.width, rows, bias=config.qkv_bias, **factory)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = operations.RMSNorm(config.head_width, eps=config.eps, **factory)
+            self.k_norm = operations.RMSNorm(config.head_width, eps=config.eps, **factory)
         self.o_proj = operations.Linear(config.heads * config.head_width, config.width, bias=False, **factory)
 
     def forward(
@@ -78,6 +83,8 @@ class _SelfAttention(nn.Module):
         rows, m, _ = x.shape
         qkv = self.qkv_proj(x).view(rows, m, -1, self.head_width).transpose(1, 2)
         q, k, v = qkv.split(self.splits, dim=1)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         k = _rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.write(layer, slot, k, v)
@@ -110,7 +117,7 @@ class _Layer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Qwen2 without its output head: VGT reads hidden states, never next-word logits."""
+    """A decoder without its output head: VGT reads hidden states, never next-word logits."""
 
     def __init__(self, config: LanguageModelConfig, *, operations=nn, device=None, dtype=None):
         super().__init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from ..config import LATENT_CHANNELS, PixelDecoderConfig
@@ -73,9 +74,9 @@ class LinearAttention(nn.Module):
         qkv = torch.cat((qkv, self.to_qkv_multiscale[0](qkv)), dim=1)
         # The weights are one qkv projection cut in three: a head is 3 * head_width consecutive channels of the whole,
         # wherever the cuts between to_q, to_k and to_v fall.
-        heads = qkv.movedim(1, -1).flatten(1, 2).unflatten(-1, (-1, 3 * self.head_width)).transpose(1, 2)
+        heads = rearrange(qkv, "b (heads d) y x -> b heads (y x) d", d=3 * self.head_width)
         out = relu_linear_attention(*heads.float().chunk(3, dim=-1)).to(x.dtype)
-        out = out.transpose(1, 2).reshape(*rows.shape[:3], -1)
+        out = rearrange(out, "b heads (y x) d -> b y x (heads d)", y=x.shape[2])
         return x + self.norm_out(self.to_out(out).movedim(-1, 1))
 
 
@@ -135,9 +136,10 @@ class Upsample(nn.Module):
 
     def forward(self, x):
         out = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-        shortcut = x.unflatten(1, (-1, *self.square)).permute(0, 1, 4, 2, 5, 3)  # B  C  H 1|2  W 1|2
-        height, width = x.shape[2:]
-        return (out.unflatten(3, (width, 2)).unflatten(2, (height, 2)) + shortcut).flatten(4).flatten(2, 3)
+        p, q = self.square
+        shortcut = rearrange(x, "b (c p q) y x -> b c y p x q", p=p, q=q)
+        out = rearrange(out, "b c (y p) (x q) -> b c y p x q", p=2, q=2) + shortcut
+        return rearrange(out, "b c y p x q -> b c (y p) (x q)")
 
 
 class PixelDecoder(nn.Module):

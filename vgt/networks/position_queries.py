@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 
 class PositionQueries(nn.Module):
-    """Two learned grids [1, width, side, side]: `queries` asks for the token at a place, `positions` marks a place.
+    """Two learned grids [1, width, *grid]: `queries` asks for the token at a place, `positions` marks a place.
 
     An image smaller than the grid uses its centre.
     """
 
-    def __init__(self, width: int, side: int, *, device=None, dtype=None):
+    def __init__(self, width: int, grid: tuple[int, int], *, device=None, dtype=None):
+        """grid: rows and columns of tokens."""
         super().__init__()
-        self.side = side
-        self.queries = nn.Parameter(torch.empty(1, width, side, side, device=device, dtype=dtype))
-        self.positions = nn.Parameter(torch.empty(1, width, side, side, device=device, dtype=dtype))
+        self.grid = grid
+        self.queries = nn.Parameter(torch.empty(1, width, *grid, device=device, dtype=dtype))
+        self.positions = nn.Parameter(torch.empty(1, width, *grid, device=device, dtype=dtype))
 
     def forward(self, height: int, width: int, device=None, dtype=None) -> Tensor:
         """Embeddings for an image of height x width tokens: [2, height*width, D], row-major.
@@ -24,10 +25,11 @@ class PositionQueries(nn.Module):
         Index 0: what is added to a latent's embedding at its place; index 1: the query for that place.
         Raises ValueError when the image is larger than the grid.
         """
-        if height > self.side or width > self.side:
+        rows, columns = self.grid
+        if height > rows or width > columns:
             raise ValueError(
-                f"An image of {width}x{height} tokens is larger than the {self.side}x{self.side} this model has "
-                f"queries for; ask for at most {self.side * 28}x{self.side * 28} pixels."
+                f"An image of {width}x{height} tokens is larger than the {columns}x{rows} this model has queries for; "
+                "ask for a smaller one."
             )
         positions, queries = (
             self._centre(grid, height, width).to(device=device, dtype=dtype) for grid in (self.positions, self.queries)
@@ -35,6 +37,6 @@ class PositionQueries(nn.Module):
         return torch.stack((positions, queries + positions))
 
     def _centre(self, grid: Tensor, height: int, width: int) -> Tensor:
-        top, left = (self.side - height) // 2, (self.side - width) // 2
+        top, left = (self.grid[0] - height) // 2, (self.grid[1] - width) // 2
         crop = grid[0, :, top : top + height, left : left + width]
         return crop.flatten(1).T

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..config import LATENT_CHANNELS, TOKEN_PIXELS, GeneratorConfig
+from ..config import LATENT_CHANNELS, GeneratorConfig
+from ..families import family as find_family
 from ..networks.flow_head import FlowHead, FlowSampler
-from ..networks.language_model import LanguageModel
 from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
@@ -45,15 +45,28 @@ class Generator(nn.Module):
     It computes in `dtype`, whatever dtype `operations` keep the weights in.
     """
 
-    def __init__(self, config: GeneratorConfig, family: str, *, operations=nn, device=None, dtype=None):
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        family: str,
+        token_pixels: int | None = None,
+        *,
+        operations=nn,
+        device=None,
+        dtype=None,
+    ):
+        """token_pixels: side in pixels of a token; None is what the family's published models have."""
         super().__init__()
+        found = find_family(family)
         width = config.language.width
         factory = {"device": device, "dtype": dtype}
         self.config = config
         self.family = family
+        self.counts_padding = found.counts_padding
+        self.token_pixels = token_pixels or found.vision_config().token_pixels
         self.dtype = dtype or torch.get_default_dtype()
-        self.language_model = LanguageModel(config.language, operations=operations, **factory)
-        self.position_queries = PositionQueries(width, config.query_grid, **factory)
+        self.language_model = found.language_model(config.language, operations=operations, **factory)
+        self.position_queries = PositionQueries(width, config.grid, **factory)
         self.image_in_projector = operations.Linear(LATENT_CHANNELS, width, **factory)
         self.image_out_projector = operations.Linear(width, width, **factory)
         self.flow_head = FlowHead(config.flow_head, width, operations=operations, **factory)
@@ -85,8 +98,8 @@ def generate(
 
     Args:
         prompts, negative: text; one negative serves all prompts. None is the published unconditional prompt.
-        settings: how; None, and what is open in it, are the published settings. Height and width are multiples of 28,
-            at most 28 times the model's query grid.
+        settings: how; None, and what is open in it, are the published settings. Height and width are multiples of a
+            token's pixels, at most as many tokens as the model's query grid has.
         noise: [B, h*w, steps, 32] by token place, row-major; index 0 is the start, i the noise of step i. Drawn from
             the seed on the CPU when None.
         latent, mask: [B, 32, h, w] and bool [h, w], given together: only places where mask is True are drawn; the
@@ -111,7 +124,7 @@ def generate(
     height, width, cfg, flow = settings.height, settings.width, settings.cfg, settings.flow
     device = torch.device(device or generator.image_in_projector.weight.device)
     _check(generator, prompts, height, width)
-    h, w = height // TOKEN_PIXELS, width // TOKEN_PIXELS
+    h, w = height // generator.token_pixels, width // generator.token_pixels
     batch = len(prompts)
 
     if not 0 < stop_at <= 1:
@@ -137,9 +150,9 @@ def generate(
     plan = make_plan(
         drawn,
         settings.tokens_per_step,
-        family=generator.family,
         lengths=text.lengths,
         start=len(tokenizer.image_start),
+        counts_padding=generator.counts_padding,
         known=known,
         given=given,
         prompts=len(texts),
@@ -278,11 +291,12 @@ def _negatives(negative: str | Sequence[str] | None, batch: int) -> list[str | N
 def _check(generator: Generator, prompts: list[str], height: int, width: int) -> None:
     if not prompts:
         raise ValueError("There is no prompt; give at least one (it may be empty).")
-    if height % TOKEN_PIXELS or width % TOKEN_PIXELS or height < TOKEN_PIXELS or width < TOKEN_PIXELS:
-        raise ValueError(f"The size is {width}x{height}; width and height must be multiples of {TOKEN_PIXELS}.")
-    limit = generator.config.query_grid * TOKEN_PIXELS
-    if height > limit or width > limit:
-        raise ValueError(f"The size is {width}x{height}; this model draws at most {limit}x{limit}.")
+    side = generator.token_pixels
+    if height % side or width % side or height < side or width < side:
+        raise ValueError(f"The size is {width}x{height}; width and height must be multiples of {side}.")
+    rows, columns = generator.config.grid
+    if height > rows * side or width > columns * side:
+        raise ValueError(f"The size is {width}x{height}; this model draws at most {columns * side}x{rows * side}.")
 
 
 def _check_repaint(latent: Tensor, mask: Tensor | None, batch: int, h: int, w: int) -> Tensor:

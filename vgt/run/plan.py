@@ -6,7 +6,7 @@ Each step feeds the latents drawn before it, in one of two forms, and the positi
 
 Published decoding appends every input to the cache, and from the second step on masks nothing
 but the future, so the padding of the text is seen; where several tokens are drawn at once, each is fed as its query
-again and its latent. Positions run on row by row (InternVL3) or are counted from the padded text (Qwen2.5-VL).
+again and its latent. Positions run on row by row, or are counted from the padded text: each family has its way.
 
 Training-consistent decoding keeps in the cache just the sequence of training, `<img> q l q l …`: padding is never
 seen, the queries of a group share the next free position and do not see each other, and the following step writes
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import QWEN2_5_VL
 from .control import Mix
 
 DECODINGS = ("published", "training-consistent")
@@ -165,9 +164,9 @@ def make_plan(
     order: Sequence[int],
     tokens_per_step: int,
     *,
-    family: str,
     lengths: Sequence[int],
     start: int,
+    counts_padding: bool = False,
     known: Sequence[int] = (),
     given: int = 0,
     prompts: int = 1,
@@ -180,9 +179,9 @@ def make_plan(
     Args:
         order: the places to draw, in drawing order; at least one.
         tokens_per_step: VGT's "acceleration".
-        family: "internvl3" or "qwen2_5_vl"; they count positions differently.
         lengths: text tokens of each row.
         start: number of tokens of the text `<img>`.
+        counts_padding: published decoding counts positions from the padded text instead of running on row by row.
         known: places whose latents are given, in feeding order; the first step feeds them as query and latent.
         given, prompts, mixes: see Plan.
     """
@@ -190,9 +189,12 @@ def make_plan(
         raise ValueError(f"decoding is {decoding!r}; it must be one of {', '.join(DECODINGS)}.")
     groups = cut_groups(order, tokens_per_step, grouping)
     padded = max(lengths)
-    layout = _consistent_steps if decoding == "training-consistent" else _published_steps
-    steps = layout(groups, family, padded, start, tuple(known), tokens_per_step > 1, grouping)
     isolated = decoding == "training-consistent"
+    if isolated:
+        steps = _consistent_steps(groups, padded, start, tuple(known))
+    else:
+        growing = grouping != "uniform"
+        steps = _published_steps(groups, padded, start, tuple(known), tokens_per_step > 1, counts_padding, growing)
     return Plan(tuple(steps), tuple(lengths), padded, start, isolated, tuple(known), given, prompts, tuple(mixes))
 
 
@@ -201,7 +203,7 @@ def _pairs(places: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     return (QUERY + LATENT) * len(places), tuple(place for place in places for _ in range(2))
 
 
-def _published_steps(groups, family, padded, start, known, accelerated, grouping):
+def _published_steps(groups, padded, start, known, accelerated, counts_padding, growing):
     kinds, places = _pairs(known)
     first = groups[0]
     inputs = len(kinds) + len(first)
@@ -215,19 +217,18 @@ def _published_steps(groups, family, padded, start, known, accelerated, grouping
         kinds, places = _pairs(last) if accelerated else (LATENT * len(last), last)
         inputs = len(kinds) + len(group)
         fed += inputs
-        if family == QWEN2_5_VL:
+        offset = running
+        if counts_padding:
             # Published: padded text + step · inputs of this step. Given tokens move it on as if they had been drawn;
             # for growing groups, where that product would leap, the inputs so far are summed.
-            offset = padded + 2 * len(known) + (index * inputs if grouping == "uniform" else fed)
-        else:
-            offset = running
+            offset = padded + 2 * len(known) + (fed if growing else index * inputs)
         positions = tuple(range(offset, offset + inputs))
-        yield Step(kinds + QUERY * len(group), places + group, positions, family != QWEN2_5_VL, slot, group)
+        yield Step(kinds + QUERY * len(group), places + group, positions, not counts_padding, slot, group)
         slot += inputs
         running += inputs
 
 
-def _consistent_steps(groups, family, padded, start, known, accelerated, grouping):
+def _consistent_steps(groups, padded, start, known):
     kinds, places = _pairs(known)
     at = start  # the next free position, counted from the end of the row's text; its slot is padded + at
     for index, group in enumerate(groups):

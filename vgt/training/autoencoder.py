@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..networks.autoencoder import Autoencoder, channel_norm
@@ -49,12 +50,13 @@ class Objective:
 
 
 def latent_of(autoencoder: Autoencoder, pixels: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
-    """pixels [B, 3, H, W] in [0, 1] → (semantic features [B, T, D], latent [B, 32, H/28, W/28])."""
+    """pixels [B, 3, H, W] in [0, 1] → (semantic features [B, T, D], latent [B, 32, h, w])."""
     features = autoencoder.semantic_features(pixels)
     latent = autoencoder.project(features)
     if normalised:
         latent = channel_norm(latent, -1)
-    return features, latent.transpose(1, 2).unflatten(2, (pixels.shape[2] // 28, -1)).contiguous()
+    rows = pixels.shape[2] // autoencoder.token_pixels
+    return features, rearrange(latent, "b (rows columns) c -> b c rows columns", rows=rows).contiguous()
 
 
 class AutoencoderStage(Stage):

@@ -8,7 +8,6 @@ import torch.distributed as dist
 
 from ..config import AutoencoderConfig, ModelConfig, PixelDecoderConfig
 from ..files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
-from ..networks.vision_tower import InternVisionTower, QwenVisionTower
 from .autoencoder import AutoencoderStage, Objective
 from .base_model import load_base, load_pixel_decoder
 from .build import new_autoencoder
@@ -28,8 +27,9 @@ def run(config: dict, out: Path, until: int | None) -> None:
     require(config, "base", "data", "held_out")
     objective = read_table(config, "objective", Objective)
     decoder = read_table(config, "decoder", PixelDecoderConfig)
-    dataset, held_out = open_data(config["data"], captions=False), open_held_out(config["held_out"], captions=False)
     base = load_base(config["base"], config.get("family"))
+    reading = {"captions": False, "token_pixels": base.token_pixels}
+    dataset, held_out = open_data(config["data"], **reading), open_held_out(config["held_out"], **reading)
     sizes = AutoencoderConfig(base.vision, base.language.width, decoder)
     autoencoder = new_autoencoder(sizes, settings.seed)
     autoencoder.vision_tower.load_state_dict(base.vision_state)
@@ -41,8 +41,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
             raise CheckpointError(f"{config['init']} is a tokenizer of other sizes than the configuration's.")
         load_state(autoencoder, start.state("autoencoder"), start.path, "this tokenizer")
         autoencoder.requires_grad_(True)
-    tower = InternVisionTower if base.family == "internvl3" else QwenVisionTower
-    teacher = tower(base.vision, base.language.width)
+    teacher = base.vision.build(base.language.width)
     teacher.load_state_dict(base.vision_state)
     stage = AutoencoderStage(autoencoder, objective, dataset, held_out, settings, teacher)
     trained = train(stage, settings, out, config, until=until)

@@ -1,12 +1,12 @@
 """Base vision-language models in their hub layout: config.json, a tokenizer, *.safetensors. Read, and written.
 
-Qwen2.5-VL and InternVL3, in the names their repositories use; a DC-AE folder may give the pixel decoder its weights.
+What their tensors are called is told in vgt/families; a DC-AE folder may give the pixel decoder its weights.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,33 +14,34 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import FAMILIES, INTERNVL3, QWEN2_5_VL, InternVisionConfig, LanguageModelConfig, QwenVisionConfig
-from ..files.checkpoint import read_tokenizer
-from .captioning import mrope_section
+from ..config import AutoencoderConfig, GeneratorConfig, LanguageModelConfig, ModelConfig
+from ..families import family as find_family
+from ..families import names, recognise_base
+from ..families._family import VisionConfig
+from ..files.checkpoint import CheckpointError, check_fit, read_tokenizer
+from ..files.config_check import check_config
+from ..files.layout import base_names, hub_name, stack_language, stacked_language
+from ..files.published_config import text_section
+from ..files.sizes import Sizes, section
 from .settings import TrainingError
-from .text import IMAGE, PAD, VISION_END, VISION_START
-
-_LANGUAGE = {
-    QWEN2_5_VL: ("model.language_model.", "model."),
-    INTERNVL3: ("language_model.model.",),
-}
-_VISION = {
-    QWEN2_5_VL: ("model.visual.", "visual."),
-    INTERNVL3: ("vision_model.",),
-}
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base VLM under our module names."""
+    """A base VLM under our module names, its weights in float32."""
 
     family: str
-    vision: InternVisionConfig | QwenVisionConfig
+    vision: VisionConfig
     language: LanguageModelConfig
     vision_state: dict[str, Tensor]
     language_state: dict[str, Tensor]
     tokenizer_json: bytes
     pad_token: str
+
+    @property
+    def token_pixels(self) -> int:
+        """Side in pixels of a token."""
+        return self.vision.token_pixels
 
 
 def load_base(folder: str | Path, family: str | None = None, layers: int | None = None) -> BaseModel:
@@ -61,86 +62,83 @@ def load_base(folder: str | Path, family: str | None = None, layers: int | None 
         raise TrainingError(f"{folder} is no base model in its hub layout ({error}).") from error
     if tokenizer_json is None:
         raise TrainingError(f"{folder} lacks its tokenizer; add tokenizer.json, or vocab.json and merges.txt.")
-    found = {"qwen2_5_vl": QWEN2_5_VL, "internvl_chat": INTERNVL3}.get(config.get("model_type"))
-    if found is None or (family is not None and found != family):
-        wanted = family or " or ".join(FAMILIES)
-        raise TrainingError(f"{folder} holds a model of type {config.get('model_type')!r}; {wanted} is needed.")
+    if family is not None and (family not in names() or not find_family(family).reads_base(config)):
+        raise TrainingError(f"{folder} holds a model of type {config.get('model_type')!r}; {family} is needed.")
     try:
-        language = _language_config(config, found)
-        vision = _qwen_vision(config) if found == QWEN2_5_VL else _intern_vision(config)
-        depth = min(layers or language.depth, language.depth)
-        language_state = _language_state(_below(tensors, _LANGUAGE[found]), depth)
-        language = LanguageModelConfig(**{**language.__dict__, "depth": depth})
-        vision_state = _vision_state(tensors, found)
-    except KeyError as error:
-        raise TrainingError(f"{folder} lacks {error}, which a base model of {found} has.") from error
-    return BaseModel(found, vision, language, vision_state, language_state, tokenizer_json, PAD)
+        found = recognise_base(config) if family is None else find_family(family)
+        vision, language, states = read_base(tensors, config, found.name, layers)
+    except CheckpointError as error:
+        raise TrainingError(f"{folder}: {error}") from error
+    except ValueError as error:
+        raise TrainingError(f"{folder} cannot be taken for a base model: {error}.") from error
+    return BaseModel(found.name, vision, language, *states, tokenizer_json, found.template.pad)
 
 
-def save_base(folder: Path, vision: QwenVisionConfig, language: LanguageModelConfig, vlm, tokenizer_json: str) -> None:
-    """Write a Qwen2.5-VL of our modules in the hub layout; `transformers` reads it too."""
+def read_base(tensors: dict[str, Tensor], config: dict, name: str, layers: int | None = None):
+    """A base model's tensors and config.json → vision tower's and language model's configurations, and their states.
+
+    Raises ValueError for what no model of the family can have, CheckpointError for missing and misshapen tensors.
+    """
+    found = find_family(name)
+    ours = base_names(tensors, name)
+    sizes = Sizes(ours)
+    vision = found.read_vision(sizes.below("autoencoder.vision_tower."), section(config, "vision_config"))
+    language = found.read_language(sizes.below("generator.language_model."), text_section(config))
+    check_config(ModelConfig(name, AutoencoderConfig(vision, language.width), GeneratorConfig(language)))
+    language = replace(language, depth=min(layers or language.depth, language.depth))
+    stack_language(ours, language)
+    kept = tuple(f"layers.{layer}." for layer in range(language.depth))
+    states = []
+    for part, module in (
+        ("autoencoder.vision_tower.", vision.build(language.width, device="meta")),
+        ("generator.language_model.", found.language_model(language, device="meta")),
+    ):
+        state = {key[len(part) :]: tensor for key, tensor in ours.items() if key.startswith(part)}
+        if part.startswith("generator"):
+            state = {key: value for key, value in state.items() if key.startswith(kept) or "layers." not in key}
+        check_fit(module.state_dict(), state, Path("It"), f"a base model of {found.title}")
+        states.append({key: tensor.to("cpu", torch.float32) for key, tensor in state.items()})
+    return vision, language, states
+
+
+def save_base(folder: Path, name: str, vision, language: LanguageModelConfig, vlm, tokenizer_json: str) -> None:
+    """Write a base model of the family `name` in its hub layout; `transformers` reads it too.
+
+    vlm: has a `vision_tower` and a `language_model`, of the sizes given.
+    """
     from tokenizers import Tokenizer
 
+    found = find_family(name)
     folder.mkdir(parents=True, exist_ok=True)
-    ids = Tokenizer.from_str(tokenizer_json).token_to_id
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    config = found.hub_config(vision, language, {token: tokenizer.token_to_id(token) for token in found.special_tokens})
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-    config = {
-        "model_type": "qwen2_5_vl",
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "hidden_size": language.width,
-        "num_hidden_layers": language.depth,
-        "num_attention_heads": language.heads,
-        "num_key_value_heads": language.kv_heads,
-        "head_dim": language.head_width,
-        "intermediate_size": language.mlp_width,
-        "vocab_size": language.vocabulary,
-        "rope_theta": language.rope_theta,
-        "rms_norm_eps": language.eps,
-        "max_position_embeddings": language.max_positions,
-        "rope_scaling": {"type": "mrope", "mrope_section": mrope_section(language.head_width)},
-        "tie_word_embeddings": True,
-        "image_token_id": ids(IMAGE),
-        "vision_start_token_id": ids(VISION_START),
-        "vision_end_token_id": ids(VISION_END),
-        "bos_token_id": ids(PAD),
-        "eos_token_id": ids(PAD),
-        "vision_config": {
-            "model_type": "qwen2_5_vl",
-            "hidden_size": vision.width,
-            "depth": vision.depth,
-            "num_heads": vision.heads,
-            "intermediate_size": vision.mlp_width,
-            "out_hidden_size": language.width,
-            "window_size": vision.window,
-            "fullatt_block_indexes": list(vision.full_attention),
-        },
-    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {}
-    for name, tensor in vlm.vision_tower.state_dict().items():
-        if name == "patch_embed.proj.weight":
-            tensor = tensor.unflatten(1, (3, 2, 14, 14))
-        tensors["visual." + name] = tensor.contiguous()
-    heads = [language.heads * language.head_width] + [language.kv_heads * language.head_width] * 2
-    for name, tensor in vlm.language_model.state_dict().items():
-        if ".qkv_proj." in name:
-            for part, rows in zip("qkv", tensor.split(heads)):
-                tensors["model." + name.replace("qkv_proj", f"{part}_proj")] = rows.contiguous()
-        elif ".gate_up_proj." in name:
-            for part, rows in zip(("gate", "up"), tensor.chunk(2)):
-                tensors["model." + name.replace("gate_up_proj", f"{part}_proj")] = rows.contiguous()
-        else:
-            tensors["model." + name] = tensor.contiguous()
+    ours = {f"vision_tower.{key}": tensor for key, tensor in vlm.vision_tower.state_dict().items()}
+    ours |= {f"language_model.{key}": tensor for key, tensor in _unstacked(vlm.language_model, language).items()}
+    tensors = {hub_name(key, name): found.write_tensor(key, tensor, vision) for key, tensor in ours.items()}
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _unstacked(model, language: LanguageModelConfig) -> dict[str, Tensor]:
+    """The language model's tensors in the parts that base models have them in."""
+    state = model.state_dict()
+    heads = [language.heads * language.head_width] + [language.kv_heads * language.head_width] * 2
+    for whole, parts in stacked_language(language):
+        if whole in state:
+            rows = state.pop(whole).split(heads if len(parts) == 3 else language.mlp_width)
+            state.update(zip(parts, rows))
+    return state
 
 
 def load_pixel_decoder(decoder, folder: str | Path) -> None:
     """Fill a pixel decoder from a DC-AE folder in `diffusers`' layout. Raises TrainingError if it does not fit."""
     try:
-        tensors = _below(_read_tensors(Path(folder)), ("decoder.",))
+        tensors = {key[8:]: value for key, value in _read_tensors(Path(folder)).items() if key.startswith("decoder.")}
+        if not tensors:
+            raise TrainingError(f"{folder} lacks the .safetensors of a DC-AE decoder; set dc_ae to its folder.")
         decoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except KeyError as error:
-        raise TrainingError(f"{folder} lacks the .safetensors of a DC-AE decoder; set dc_ae to its folder.") from error
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{folder} cannot be read as a DC-AE decoder ({error}).") from error
     except RuntimeError as error:  # which lists every tensor
@@ -154,79 +152,3 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
     return tensors
-
-
-def _below(tensors: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    for prefix in prefixes:
-        found = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if found:
-            return found
-    raise KeyError(prefixes[0])
-
-
-def _language_state(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    state = {name: tensors[name].float() for name in ("embed_tokens.weight", "norm.weight")}
-    for layer in range(depth):
-        at = f"layers.{layer}."
-        for name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
-            state[at + name] = tensors[at + name].float()
-        for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
-            state[at + name] = tensors[at + name].float()
-        for kind in ("weight", "bias"):
-            parts = [tensors[f"{at}self_attn.{p}_proj.{kind}"].float() for p in "qkv"]
-            state[f"{at}self_attn.qkv_proj.{kind}"] = torch.cat(parts)
-        parts = [tensors[f"{at}mlp.{p}_proj.weight"].float() for p in ("gate", "up")]
-        state[at + "mlp.gate_up_proj.weight"] = torch.cat(parts)
-    return state
-
-
-def _vision_state(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    state = {name: tensor.float() for name, tensor in _below(tensors, _VISION[family]).items()}
-    if family == QWEN2_5_VL:
-        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flatten(1)
-        return state
-    renamed = {}
-    for name, tensor in state.items():
-        renamed[name.removeprefix("embeddings.").removeprefix("encoder.")] = tensor
-    renamed.update({f"mlp1.{name}": tensor.float() for name, tensor in _below(tensors, ("mlp1.",)).items()})
-    return renamed
-
-
-def _language_config(config: dict, family: str) -> LanguageModelConfig:
-    text = config["llm_config"] if family == INTERNVL3 else config.get("text_config", config)
-    heads = text["num_attention_heads"]
-    return LanguageModelConfig(
-        width=text["hidden_size"],
-        depth=text["num_hidden_layers"],
-        heads=heads,
-        kv_heads=text["num_key_value_heads"],
-        mlp_width=text["intermediate_size"],
-        vocabulary=text["vocab_size"],
-        head_width=text.get("head_dim") or text["hidden_size"] // heads,
-        rope_theta=float(text.get("rope_theta", 1e6)),
-        eps=text.get("rms_norm_eps", 1e-6),
-        max_positions=text.get("max_position_embeddings", 32768),
-    )
-
-
-def _qwen_vision(config: dict) -> QwenVisionConfig:
-    vision = config["vision_config"]
-    return QwenVisionConfig(
-        width=vision["hidden_size"],
-        depth=vision.get("depth", 32),
-        heads=vision.get("num_heads", 16),
-        mlp_width=vision.get("intermediate_size", 3420),
-        window=vision.get("window_size", 112),
-        full_attention=tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
-    )
-
-
-def _intern_vision(config: dict) -> InternVisionConfig:
-    vision = config["vision_config"]
-    return InternVisionConfig(
-        width=vision["hidden_size"],
-        depth=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        mlp_width=vision["intermediate_size"],
-        grid=vision["image_size"] // vision["patch_size"],
-    )

@@ -48,14 +48,14 @@ def new_language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
         return model
 
 
-def new_generator(config: GeneratorConfig, family: str, seed: int) -> Generator:
+def new_generator(config: GeneratorConfig, family: str, seed: int, token_pixels: int | None = None) -> Generator:
     """A generator whose own parts are untrained; its language model is for the caller to fill.
 
     As published: projections and grids normal with deviation 0.02; the flow head Xavier uniform, its modulations and
     its output zero, so that every block starts as the identity.
     """
     with seeded(seed):
-        generator = Generator(config, family)
+        generator = Generator(config, family, token_pixels)
         for grid in generator.position_queries.parameters():
             nn.init.normal_(grid, std=_STD)
         for projector in (generator.image_in_projector, generator.image_out_projector):

@@ -58,17 +58,17 @@ def judge(caption: str, scene: Scene) -> dict[str, bool]:
 
 
 @torch.no_grad()
-def score(vision_tower, language_model, tokenizer_json: str | bytes, dataset: ScenesDataset, count: int) -> dict:
+def score(autoencoder, language_model, captioner, dataset: ScenesDataset, count: int) -> dict:
     """Caption the first `count` scenes → the share of right ones, by what `judge` tells apart."""
-    from .captioning import Captioner, describe
+    from .captioning import describe
 
-    captioner = Captioner(tokenizer_json)
     right, asked = Counter(), Counter()
     for start in range(0, count, 64):
         chosen = range(start, min(start + 64, count))
         pixels = torch.stack([dataset[index][0] for index in chosen])
-        grid = pixels.shape[2] // 28, pixels.shape[3] // 28
-        for index, caption in zip(chosen, describe(language_model, captioner, vision_tower(pixels), grid)):
+        grid = tuple(side // autoencoder.token_pixels for side in pixels.shape[2:])
+        features = autoencoder.semantic_features(pixels)
+        for index, caption in zip(chosen, describe(language_model, captioner, features, grid)):
             for name, verdict in judge(caption, dataset.scene(index)[0]).items():
                 right[name] += verdict
                 asked[name] += 1
@@ -76,9 +76,10 @@ def score(vision_tower, language_model, tokenizer_json: str | bytes, dataset: Sc
 
 
 def main() -> None:
-    from ..config import QWEN2_5_VL
+    from ..families import family
     from ..files.checkpoint import read_checkpoint
     from ..model import build_autoencoder, build_generator
+    from .captioning import Captioner
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
@@ -87,12 +88,14 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "test"), default="test")
     options = parser.parse_args()
     checkpoint = read_checkpoint(options.model)
-    if checkpoint.config.generator is None or checkpoint.config.family != QWEN2_5_VL:
-        parser.error(f"{options.model} is no full VGT model of {QWEN2_5_VL}, whose chat template this uses")
-    tower = build_autoencoder(checkpoint, dtype=torch.float32).vision_tower
+    template = family(checkpoint.config.family).caption
+    if checkpoint.config.generator is None or template is None:
+        parser.error(f"{options.model} is no full VGT model of a family with a chat template for captions")
+    captioner = Captioner(checkpoint.tokenizer_json, template, checkpoint.config.pad_token)
+    autoencoder = build_autoencoder(checkpoint, dtype=torch.float32)
     language_model = build_generator(checkpoint, dtype=torch.float32).language_model
     dataset = ScenesDataset(options.size, seed=2, split=options.split, length=options.count)
-    for name, share in score(tower, language_model, checkpoint.tokenizer_json, dataset, options.count).items():
+    for name, share in score(autoencoder, language_model, captioner, dataset, options.count).items():
         print(f"{name:12} {share:.3f}")
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ..config import LanguageModelConfig, QwenVisionConfig
-from ..networks.vision_tower import QwenVisionTower
+from ..config import LanguageModelConfig
+from ..families import families
 from .build import new_language_model, seeded
 from .captioner_stage import CaptionerStage
-from .captioning import VisionLanguageModel
+from .captioning import Captioner, VisionLanguageModel
 from .command import read_settings, read_table, require
 from .data import DataError, ShardDataset, caption_of, open_data, open_held_out
 from .text import train_tokenizer
@@ -20,26 +20,30 @@ _TEMPLATE_TEXTS = ("user\nGenerate an image: ", "Generate an image.", "assistant
 
 
 def run(config: dict, out: Path, until: int | None) -> None:
-    """Train from `config`; the VLM appears in `out`/base."""
+    """Train from `config`; the VLM appears in `out`/base, of the first family that has a template for captions."""
     from tokenizers import Tokenizer
 
     settings = read_settings(config)
     require(config, "data", "held_out", "tokenizer.captions", "tokenizer.vocabulary", "vision", "language")
-    dataset, held_out = open_data(config["data"], captions=True), open_held_out(config["held_out"], captions=True)
+    found = next(found for found in families() if found.caption)
+    vision = read_table(config, "vision", found.vision_config)
+    reading = {"captions": True, "token_pixels": vision.token_pixels}
+    dataset, held_out = open_data(config["data"], **reading), open_held_out(config["held_out"], **reading)
     if isinstance(dataset, ShardDataset):
         raise DataError("data.kind is 'webdataset'; a captioner needs folder or scenes, to learn its words from.")
     captions = [caption_of(dataset, index) for index in range(min(config["tokenizer"]["captions"], len(dataset)))]
     texts = captions + list(_TEMPLATE_TEXTS) * max(1, len(captions) // 10)
-    tokenizer_json = train_tokenizer(texts, config["tokenizer"]["vocabulary"])
+    tokenizer_json = train_tokenizer(texts, config["tokenizer"]["vocabulary"], found.special_tokens)
     vocabulary = Tokenizer.from_str(tokenizer_json).get_vocab_size()
-    vision = read_table(config, "vision", QwenVisionConfig)
     language = read_table(config, "language", LanguageModelConfig, vocabulary=vocabulary)
     with seeded(settings.seed):
-        tower = QwenVisionTower(vision, language.width)
+        tower = vision.build(language.width)
     vlm = VisionLanguageModel(tower, new_language_model(language, settings.seed))
-    stage = CaptionerStage(vlm, tokenizer_json, dataset, held_out, settings, config.get("thumbnail_weight", 0.0))
+    captioner = Captioner(tokenizer_json, found.caption, found.template.pad)
+    weight = config.get("thumbnail_weight", 0.0)
+    stage = CaptionerStage(vlm, captioner, vision.token_pixels, dataset, held_out, settings, weight)
     trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
         from .base_model import save_base
 
-        save_base(out / "base", vision, language, trained, tokenizer_json)
+        save_base(out / "base", found.name, vision, language, trained, tokenizer_json)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..config import TOKEN_PIXELS
 from .build import seeded
 from .captioning import Captioner, VisionLanguageModel, caption_loss, describe
 from .settings import Settings
@@ -26,11 +25,12 @@ class CaptionerStage(Stage):
     """Text cross-entropy of captions, given the vision tower's features at the image place; and thumbnails."""
 
     def __init__(
-        self, vlm: VisionLanguageModel, tokenizer_json: str, dataset, held_out, settings: Settings, thumbnail_weight=0.0
-    ):
+        self, vlm: VisionLanguageModel, captioner: Captioner, token_pixels: int, dataset, held_out, settings: Settings,
+        thumbnail_weight=0.0,
+    ):  # fmt: skip
         super().__init__()
         self.trained = vlm
-        self.captioner = Captioner(tokenizer_json)
+        self.captioner, self.token_pixels = captioner, token_pixels
         with seeded(settings.seed):
             self.auxiliary = nn.Linear(vlm.language_model.config.width, 3 * _THUMBNAIL**2)
         self.thumbnail_weight = thumbnail_weight
@@ -39,12 +39,12 @@ class CaptionerStage(Stage):
     def forward(self, batch, rng):
         pixels, captions = batch
         pixels = pixels.to(next(self.parameters()).device)
-        grid = pixels.shape[2] // 28, pixels.shape[3] // 28
+        grid = tuple(side // self.token_pixels for side in pixels.shape[2:])
         features = self.trained.vision_tower(pixels)
         loss = caption_loss(self.trained.language_model, self.captioner, features, captions, grid)
         if not self.thumbnail_weight:
             return loss, {}
-        thumbnails = F.avg_pool2d(pixels, TOKEN_PIXELS // _THUMBNAIL)
+        thumbnails = F.avg_pool2d(pixels, self.token_pixels // _THUMBNAIL)
         wanted = F.unfold(thumbnails, _THUMBNAIL, stride=_THUMBNAIL).transpose(1, 2)
         error = F.mse_loss(self.auxiliary(features).float(), wanted)
         return loss + self.thumbnail_weight * error, {"caption": loss, "thumbnail": error}
@@ -52,7 +52,7 @@ class CaptionerStage(Stage):
     def review(self, averaged, folder: Path, step: int) -> dict[str, float]:
         pixels, captions = held_out_batch(self.held_out, 64)
         pixels = pixels.to(next(self.parameters()).device)
-        grid = pixels.shape[2] // 28, pixels.shape[3] // 28
+        grid = tuple(side // self.token_pixels for side in pixels.shape[2:])
         features = averaged.vision_tower(pixels)
         loss = caption_loss(averaged.language_model, self.captioner, features, captions, grid)
         said = describe(averaged.language_model, self.captioner, features, grid)

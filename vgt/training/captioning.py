@@ -12,27 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..networks.language_model import KVCache, LanguageModel, rotary_table
+from ..prompt import CaptionTemplate
 from .sequence import LENGTH_STEP
-from .text import IMAGE, PAD, TURN_END, TURN_START, VISION_END, VISION_START
-
-_BEFORE = f"{TURN_START}user\n{VISION_START}"
-_AFTER = f"{VISION_END}Describe the image.{TURN_END}\n{TURN_START}assistant\n"
 
 
 class Captioner:
     """The chat template of captioning, tokenized."""
 
-    def __init__(self, tokenizer_json: str | bytes):
+    def __init__(self, tokenizer_json: str | bytes, template: CaptionTemplate, pad_token: str):
         from tokenizers import Tokenizer
 
         text = tokenizer_json if isinstance(tokenizer_json, str) else tokenizer_json.decode("utf-8")
         self.tokenizer = Tokenizer.from_str(text)
-        self.before = self.tokenizer.encode(_BEFORE).ids
-        self.after = self.tokenizer.encode(_AFTER).ids
-        self.image, self.pad, self.end = (self.tokenizer.token_to_id(token) for token in (IMAGE, PAD, TURN_END))
+        self.template = template
+        self.before = self.tokenizer.encode(template.before).ids
+        self.after = self.tokenizer.encode(template.after).ids
+        tokens = (template.image, pad_token, template.end)
+        self.image, self.pad, self.end = map(self.tokenizer.token_to_id, tokens)
 
     def prefix(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Ids [n] up to the answer, and their positions [3, n] (time, row, column; Qwen2.5-VL's rotary scheme)."""
+        """Ids [n] up to the answer, and their positions [3, n] (time, row, column)."""
         height, width = grid
         ids = torch.tensor(self.before + [self.image] * (height * width) + self.after)
         first = len(self.before)
@@ -51,20 +50,14 @@ class Captioner:
         return ids
 
 
-def multimodal_rotary(model: LanguageModel, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Qwen2.5-VL's rotary embedding for positions [3, n] (time, row, column): cosines and sines [1, 1, n, head_width].
+def multimodal_rotary(model: LanguageModel, template: CaptionTemplate, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotary embedding for positions [3, n] (time, row, column): cosines and sines [1, 1, n, head_width].
 
-    A quarter of a head's frequencies turn with time, three eighths with the row and three eighths with the column.
+    Some of a head's frequencies turn with time, some with the row and some with the column; the family says how many.
     """
     tables = [rotary_table(model.config, axis[None]) for axis in positions]
-    parts = mrope_section(model.config.head_width) * 2
+    parts = [*template.rotary_parts(model.config.head_width)] * 2
     return tuple(torch.cat([kind[i % 3].split(parts, dim=-1)[i] for i in range(6)], dim=-1) for kind in zip(*tables))
-
-
-def mrope_section(head_width: int) -> list[int]:
-    """How many frequencies of a head turn with time, row and column: 16, 24, 24 of 64 as published."""
-    spatial = head_width // 2 * 3 // 8
-    return [head_width // 2 - 2 * spatial, spatial, spatial]
 
 
 def _embed(model: LanguageModel, ids: Tensor, features: Tensor, image: int) -> Tensor:
@@ -89,7 +82,7 @@ def caption_loss(
     running = positions.max() + 1 + torch.arange(answers.shape[1] - 1)
     positions = torch.cat((positions, running.expand(3, -1)), dim=1).to(features.device)
     embeds = _embed(model, ids, features, captioner.image)
-    rotary = tuple(part.to(embeds.dtype) for part in multimodal_rotary(model, positions))
+    rotary = tuple(part.to(embeds.dtype) for part in multimodal_rotary(model, captioner.template, positions))
     # Padding comes last, so no mask is needed: nothing that counts can see it.
     hidden = model(embeds, rotary, None)[:, len(prefix) - 1 :]
     wanted = answers.masked_fill(answers == captioner.pad, -100)
@@ -108,7 +101,7 @@ def describe(
     slot, at, said = 0, int(positions.max()) + 1, []
     positions = positions.to(device)
     for _ in range(longest):
-        rotary = tuple(part.to(embeds.dtype) for part in multimodal_rotary(model, positions))
+        rotary = tuple(part.to(embeds.dtype) for part in multimodal_rotary(model, captioner.template, positions))
         hidden = model(embeds, rotary, cache, slot)[:, -1]
         said.append((hidden @ model.embed_tokens.weight.T).argmax(-1))
         slot += embeds.shape[1]

@@ -17,7 +17,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from ..config import TOKEN_PIXELS
 from ..scenes.world import ScenesDataset
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -197,16 +196,16 @@ class EndlessShuffle(Sampler[int]):
             at += self.world
 
 
-def open_data(settings: dict, *, captions: bool):
-    """The data set of a configuration's [data] table.
+def open_data(settings: dict, *, captions: bool, token_pixels: int = 1):
+    """The data set of a configuration's [data] table, of pictures whose sides are multiples of `token_pixels`.
 
     kind: "scenes" (size, seed, length), "folder" (size, path) or "webdataset" (size, path: shards in brace notation).
     Raises DataError.
     """
     settings = dict(settings)
     kind, size = settings.pop("kind", None), settings.pop("size", None)
-    if not isinstance(size, int) or size < TOKEN_PIXELS or size % TOKEN_PIXELS:
-        raise DataError(f"data.size is {size!r}; it must be a multiple of {TOKEN_PIXELS}.")
+    if not isinstance(size, int) or size < token_pixels or size % token_pixels:
+        raise DataError(f"data.size is {size!r}; it must be a multiple of {token_pixels}.")
     try:
         if kind == "scenes":
             return ScenesDataset(size, **settings)
@@ -219,9 +218,9 @@ def open_data(settings: dict, *, captions: bool):
     raise DataError(f"data.kind is {kind!r}; it must be scenes, folder or webdataset.")
 
 
-def open_held_out(settings: dict, *, captions: bool) -> Dataset:
+def open_held_out(settings: dict, *, captions: bool, token_pixels: int = 1) -> Dataset:
     """The data set of a [held_out] table, whose items can be asked for one by one. Raises DataError."""
-    dataset = open_data(settings, captions=captions)
+    dataset = open_data(settings, captions=captions, token_pixels=token_pixels)
     if isinstance(dataset, IterableDataset):
         raise DataError("held_out.kind is 'webdataset'; it must be folder or scenes.")
     return dataset

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..families import family
 from ..prompt import PromptTokenizer
 from ..run.generation import Generator, generate
 from ..sampling import SamplingSettings
@@ -71,15 +72,16 @@ class GeneratorStage(Stage):
         """dataset: a `LatentDataset`, with features for REPA and captioning. review_with: see `Review`."""
         super().__init__()
         self.trained = generator
-        self.tokenizer = PromptTokenizer(tokenizer_json, pad_token)
-        self.captioner = Captioner(tokenizer_json) if objective.caption else None
+        found = family(generator.family)
+        self.tokenizer = PromptTokenizer(tokenizer_json, pad_token, found.template)
+        self.captioner = Captioner(tokenizer_json, found.caption, pad_token) if objective.caption else None
         self.objective = objective
         self.dataset, self.settings, self.review_with = dataset, settings, review_with
         self.drawn: int | None = None
         self.auxiliary: nn.Module | None = None
         if objective.repa:
             width = generator.flow_head.width
-            semantic = dataset[0][2].shape[-1]  # not the language model's in InternVL3's 1.6B
+            semantic = dataset[0][2].shape[-1]  # which need not be the language model's
             with seeded(settings.seed):
                 self.auxiliary = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, semantic))
 

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
-from ..config import QWEN2_5_VL, TOKEN_PIXELS, FlowHeadConfig, GeneratorConfig, ModelConfig
+from ..config import FlowHeadConfig, GeneratorConfig, ModelConfig
+from ..families import families, family
 from ..files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
 from ..model import build_autoencoder
 from ..sampling import SamplingSettings
@@ -39,14 +40,16 @@ def run(config: dict, out: Path, until: int | None) -> None:
     table = config["generator"]
     flow_head = read_table({"generator.flow_head": table["flow_head"]}, "generator.flow_head", FlowHeadConfig)
     base = load_base(config["base"], config.get("family"), table.get("layers"))
-    if objective.caption and base.family != QWEN2_5_VL:
-        raise TrainingError(f"objective.caption is for Qwen2.5-VL's chat template; leave it out for {base.family}.")
+    if objective.caption and family(base.family).caption is None:
+        able = " and ".join(found.title for found in families() if found.caption)
+        raise TrainingError(f"objective.caption is for {able} alone; leave it out for {base.family}.")
     checkpoint = read_checkpoint(config["autoencoder"])
     if checkpoint.config.family != base.family:
         raise TrainingError(f"{config['autoencoder']} is a tokenizer of {checkpoint.config.family}, not {base.family}.")
     autoencoder = build_autoencoder(checkpoint, dtype=torch.float32).to(settings.device)
-    sizes = GeneratorConfig(base.language, flow_head, table["query_grid"])
-    generator = new_generator(sizes, base.family, settings.seed)
+    grid = table["query_grid"]
+    sizes = GeneratorConfig(base.language, flow_head, tuple(grid) if isinstance(grid, list) else grid)
+    generator = new_generator(sizes, base.family, settings.seed, base.token_pixels)
     generator.language_model.load_state_dict(base.language_state)
     if "init" in config:
         start = read_checkpoint(config["init"])
@@ -57,20 +60,20 @@ def run(config: dict, out: Path, until: int | None) -> None:
 
     data = dict(config["data"])
     count = data.pop("count", None)
-    dataset = open_data(data, captions=True)
+    dataset = open_data(data, captions=True, token_pixels=base.token_pixels)
     if count is None:
         if isinstance(dataset, IterableDataset):
             raise TrainingError("[data] lacks count, how many pictures of the shards to encode.")
         count = len(dataset)
     check_whole("data.count", count)
-    tokens = (data["size"] // TOKEN_PIXELS) ** 2
+    tokens = (data["size"] // base.token_pixels) ** 2
     if not all(0 <= drawn < tokens for drawn in objective.openings):
         raise TrainingError(
             f"objective.openings is {list(objective.openings)}; of {tokens} tokens 0 to {tokens - 1} can be drawn."
         )
     review = None
     if "held_out" in config:
-        held_out = open_held_out(config["held_out"], captions=True)
+        held_out = open_held_out(config["held_out"], captions=True, token_pixels=base.token_pixels)
         prompts = [caption_of(held_out, index) for index in range(min(16, len(held_out)))]
         review = read_table(config, "sheet", Review, autoencoder=autoencoder, prompts=prompts, size=data["size"])
     cache = Path(config.get("latents", out / "latents"))

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from host import comfyui_path
-from vgt.files.qwen_tokenizer import build_family_tokenizer, build_tokenizer_json
+from vgt.families import family
+from vgt.files.tokenizer_files import build_tokenizer_json
 from vgt.prompt import PromptTokenizer
 
 TEXTS = [
@@ -25,7 +26,7 @@ def vocabulary():
 
 @pytest.fixture(scope="module")
 def qwen(vocabulary):
-    return build_family_tokenizer(vocabulary, internvl3=False)
+    return family("qwen2_5_vl").host_tokenizer(vocabulary)
 
 
 def test_equals_transformers(vocabulary, qwen):
@@ -39,7 +40,7 @@ def test_equals_transformers(vocabulary, qwen):
 
 def test_image_start_of_each_family(vocabulary, qwen):
     assert PromptTokenizer(qwen, "<|endoftext|>").image_start == [20092, 29]  # `<img` and `>`
-    internvl3 = build_family_tokenizer(vocabulary, internvl3=True)
+    internvl3 = family("internvl3").host_tokenizer(vocabulary)
     assert PromptTokenizer(internvl3, "<|endoftext|>").image_start == [151665]
 
 

@@ -1,7 +1,4 @@
-"""Qwen2's tokenizer from its vocabulary files, for base models that come without a tokenizer.json.
-
-InternVL3 and Qwen2.5-VL share Qwen2.5's vocabulary and merges, and differ in the tokens added behind them.
-"""
+"""A byte-level tokenizer from its vocabulary files, for base models that come without a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -9,17 +6,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-# How Qwen2 cuts text into words before merging (tokenizer.json of Qwen2.5, pre_tokenizer).
+# How text is cut into words before merging (the pre_tokenizer of Qwen2.5's tokenizer.json; Qwen3's is the same).
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-_QWEN_TOKENS = 22
-"""Tokens that every Qwen2.5 model adds behind its vocabulary; what follows is each model's own."""
-
-INTERNVL3_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
-"""InternVL3's own, in the order of their ids."""
 
 
 def read_added_tokens(tokenizer_config: Path) -> dict[int, tuple[str, bool]]:
@@ -31,7 +22,7 @@ def read_added_tokens(tokenizer_config: Path) -> dict[int, tuple[str, bool]]:
 
 
 def byte_level_tokenizer(model):
-    """A `tokenizers.Tokenizer` around a BPE model, cutting and normalising text as Qwen2's does."""
+    """A `tokenizers.Tokenizer` around a BPE model, cutting and normalising text as Qwen2.5's does."""
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(model)
@@ -60,13 +51,3 @@ def build_tokenizer_json(folder: Path, added: Mapping[int, tuple[str, bool]]) ->
         if tokenizer.token_to_id(content) != index:
             raise ValueError(f"The vocabulary in {folder} does not fit: {content} should be token {index}.")
     return tokenizer.to_str().encode()
-
-
-def build_family_tokenizer(folder: Path, internvl3: bool) -> bytes:
-    """The tokenizer.json of InternVL3 or Qwen2.5-VL from any Qwen2.5 vocabulary folder."""
-    added = read_added_tokens(folder / "tokenizer_config.json")
-    first = min(added)
-    added = {index: token for index, token in added.items() if index < first + _QWEN_TOKENS}
-    if internvl3:
-        added |= {first + _QWEN_TOKENS + index: (token, True) for index, token in enumerate(INTERNVL3_TOKENS)}
-    return build_tokenizer_json(folder, added)
