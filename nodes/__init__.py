@@ -7,12 +7,22 @@ from .encode import VGTEncode
 from .flow_head_settings import VGTFlowHeadSettings
 from .host.loading import register_model_folder, warn_if_installed_twice
 from .loader import VGTLoader
+from .prompt_schedule import VGTPromptSchedule
+from .region import VGTRegion
 from .sampler import VGTARSampler
 
 
 class VGTExtension(ComfyExtension):
     async def get_node_list(self):
-        return [VGTLoader, VGTEncode, VGTDecode, VGTARSampler, VGTFlowHeadSettings]
+        return [
+            VGTLoader,
+            VGTEncode,
+            VGTDecode,
+            VGTARSampler,
+            VGTFlowHeadSettings,
+            VGTRegion,
+            VGTPromptSchedule,
+        ]
 
 
 async def comfy_entrypoint() -> VGTExtension:

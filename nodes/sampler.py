@@ -6,7 +6,7 @@ from ..vgt.run.order import ORDERS
 from ..vgt.run.plan import DECODINGS, GROUPINGS
 from . import sampling
 from .host.loading import require_generator
-from .types import FlowHead, VGTModel, search_aliases
+from .types import FlowHead, Regions, Schedule, VGTModel, search_aliases
 
 
 class VGTARSampler(io.ComfyNode):
@@ -66,7 +66,8 @@ class VGTARSampler(io.ComfyNode):
                     "order",
                     options=list(ORDERS),
                     default="random",
-                    tooltip="The order in which tokens are drawn. Models are trained with random order.",
+                    tooltip="The order in which tokens are drawn: random as in training, sequential row by row, centre "
+                    "and spiral from the middle, checkerboard every second one first.",
                 ),
                 io.Combo.Input(
                     "decoding",
@@ -98,11 +99,41 @@ class VGTARSampler(io.ComfyNode):
                 FlowHead.Input(
                     "flow_head", optional=True, tooltip="From Flow Head Settings. Unconnected: the model's own."
                 ),
+                io.Float.Input(
+                    "stop_at",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="The share of the tokens at which to stop. The latent's mask is then what is left, and "
+                    "another sampler with the same values goes on as if there had been no stop.",
+                ),
+                Regions.Input(
+                    "regions", optional=True, tooltip="From VGT Region: prompts of their own for parts of the picture."
+                ),
+                Schedule.Input(
+                    "schedule",
+                    optional=True,
+                    tooltip="From VGT Prompt Schedule: other prompts or cfg later on.",
+                ),
+                io.MultiType.Input(
+                    "order_map",
+                    types=[io.Mask, io.Image],
+                    optional=True,
+                    tooltip="A mask or picture: what is bright is drawn first. Equal tokens come in the order above.",
+                ),
             ],
-            outputs=[io.Latent.Output(tooltip="A VGT latent, for VGT Decode or any latent node.")],
+            outputs=[
+                io.Latent.Output(tooltip="A VGT latent, for VGT Decode or any latent node."),
+                io.Image.Output(
+                    display_name="plan",
+                    tooltip="How the run went: a token's number and brightness say when it came, its colour from which "
+                    "prompt, the red bar how open it still was.",
+                ),
+            ],
         )
 
     @classmethod
-    def execute(cls, model, latent=None, flow_head=None, **settings) -> io.NodeOutput:
-        generator = require_generator(model)
-        return io.NodeOutput(sampling.sample(generator, latent, flow_head, **settings))
+    def execute(cls, model, **inputs) -> io.NodeOutput:
+        return io.NodeOutput(*sampling.sample(require_generator(model), **inputs))

@@ -11,17 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..vgt.config import LATENT_CHANNELS
+from ..vgt.run.control import Change, Region
+from ..vgt.run.record import RunRecord
 from ..vgt.sampling import SamplingSettings
 from .host.drawing import generate
 from .host.loading import VGTModel
 from .host.progress import ProgressReport
 from .host.vae import check_latent, nearest_multiple
 
+STOPPED = "vgt_stopped"
+"""Entry of a LATENT whose run stopped early: the name of the model that draws it."""
+
 
 def sample(
     model: VGTModel,
-    latent: dict | None,
-    flow_head: SamplingSettings | None,
+    latent: dict | None = None,
+    flow_head: SamplingSettings | None = None,
     *,
     prompt: str,
     negative_prompt: str,
@@ -31,15 +36,29 @@ def sample(
     denoise: float,
     cfg: float,
     tokens_per_step: int,
+    stop_at: float = 1.0,
+    regions: tuple[Region, ...] = (),
+    schedule: tuple[Change, ...] = (),
+    order_map: Tensor | None = None,
     **settings,
-) -> dict:
-    """The sampler node's work: a LATENT with new samples, its other entries as they came.
+) -> tuple[dict, Tensor]:
+    """The sampler node's work: a LATENT with new samples, its other entries as they came, and pictures of the run
+    [B, H, W, 3] in [0, 1].
+
+    A run that stops early leaves in the latent's noise mask what is left to draw.
 
     width, height, cfg, tokens_per_step: 0 is the model's own, as is all of `flow_head` where that is None.
 
     Raises ValueError, one sentence, for a latent that is not VGT's, holds NaN, or does not fit its mask.
     """
-    for name, value, kind in (("latent", latent, dict), ("flow_head", flow_head, SamplingSettings)):
+    connected = (
+        ("latent", latent, dict),
+        ("flow_head", flow_head, SamplingSettings),
+        ("regions", regions, tuple),
+        ("schedule", schedule, tuple),
+        ("order_map", order_map, Tensor),
+    )
+    for name, value, kind in connected:
         if value is not None and not isinstance(value, kind):  # which the API can send
             raise ValueError(f"{name} is {value!r}; connect a node to it, or nothing.")
     size = {"width": width or None, "height": height or None}
@@ -69,9 +88,19 @@ def sample(
     drawn = sum(int(masks[rows[0]].sum()) for rows in groups)
     if not drawn:
         logging.info("VGT: the mask covers no token, so the latent comes back as it was.")
-    progress = ProgressReport(model, drawn)
+    begun_with = latent.pop(STOPPED, None)
+    if begun_with not in (None, model.name):
+        logging.warning("VGT: the latent was begun with another model; it is taken for a picture to repaint.")
+    steering = {
+        "regions": [replace(region, prompt=_plain(region.prompt)) for region in regions],
+        "changes": [replace(one, prompt=one.prompt and _plain(one.prompt)) for one in schedule],
+        "order_map": None if order_map is None else _order_map(order_map, *masks.shape[1:]),
+        "stop_at": stop_at,
+    }
+    pictures = [torch.zeros(1, 1, 3)] * len(samples)
+    progress = ProgressReport(model, math.ceil(drawn * stop_at))
     for rows in groups:
-        mask = masks[rows[0]]
+        mask, record = masks[rows[0]], RunRecord()
         if mask.any():
             out[rows] = generate(
                 model,
@@ -82,8 +111,33 @@ def sample(
                 latent=None if mask.all() else out[rows],
                 mask=None if mask.all() else mask,
                 batch_index=[indices[row] for row in rows],
+                record=record,
+                **steering,
             ).to(out)
-    return latent | {"samples": out}
+            for index, row in enumerate(rows):
+                pictures[row] = _picture(record, index)
+    latent["samples"] = out
+    if stop_at < 1:
+        left = (out == 0).all(dim=1, keepdim=True)
+        latent["noise_mask"] = left.float().repeat_interleave(side, 2).repeat_interleave(side, 3)
+        latent[STOPPED] = model.name
+    elif begun_with:
+        del latent["noise_mask"]  # nothing is left
+    size = max((picture.shape for picture in pictures), key=lambda shape: shape[0])
+    return latent, torch.stack([picture.expand(size) for picture in pictures])
+
+
+def _order_map(order_map: Tensor, h: int, w: int) -> Tensor:
+    """MASK [B, H, W] or IMAGE [B, H, W, C] → the mean brightness of each token of the first: [h, w]."""
+    brightness = order_map[0].float().cpu()
+    if brightness.ndim == 3:
+        brightness = brightness.mean(-1)
+    return F.adaptive_avg_pool2d(brightness[None, None], (h, w))[0, 0]
+
+
+def _picture(record: RunRecord, index: int) -> Tensor:
+    picture = record.picture(index)
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(*picture.size[::-1], 3) / 255
 
 
 def _in_whole_tokens(settings: SamplingSettings, token_pixels: int) -> SamplingSettings:

@@ -4,6 +4,8 @@ from comfy_api.latest import io
 
 VGTModel = io.Custom("VGT_MODEL")
 FlowHead = io.Custom("VGT_FLOW_HEAD")
+Regions = io.Custom("VGT_REGIONS")
+Schedule = io.Custom("VGT_SCHEDULE")
 
 
 def search_aliases(*words: str) -> dict:

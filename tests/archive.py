@@ -6,7 +6,10 @@ import pytest
 
 from host import ROOT
 
-NODES = {"VGTLoader", "VGTEncode", "VGTDecode", "VGTARSampler", "VGTFlowHeadSettings"}
+NODES = {
+    *("VGTLoader", "VGTEncode", "VGTDecode", "VGTARSampler", "VGTFlowHeadSettings"),
+    *("VGTRegion", "VGTPromptSchedule"),
+}
 
 
 def git_files(*options):

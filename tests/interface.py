@@ -41,6 +41,8 @@ NODES = {
     "VGT Decode": "VGTDecode",
     "VGT AR Sampler": "VGTARSampler",
     "Flow Head Settings": "VGTFlowHeadSettings",
+    "VGT Region": "VGTRegion",
+    "VGT Prompt Schedule": "VGTPromptSchedule",
 }
 LONG = 180_000  # ms, on a busy machine
 

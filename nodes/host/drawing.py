@@ -12,6 +12,7 @@ from ...vgt.config import LATENT_CHANNELS
 from ...vgt.networks.flow_head import MODULATION_ROWS
 from ...vgt.run import generation
 from ...vgt.run.plan import group_sizes
+from ...vgt.run.record import RunRecord
 from ...vgt.sampling import SamplingSettings
 from .loading import VGTModel
 from .patcher import free_memory, is_paged, room_for
@@ -28,10 +29,15 @@ def generate(
     latent: Tensor | None,
     mask: Tensor | None,
     batch_index: list[int],
+    record: RunRecord,
+    **steering,
 ) -> Tensor:
-    """vgt.run.generation.generate on the host's device. A batch that does not fit is drawn in two halves."""
+    """vgt.run.generation.generate on the host's device. A batch that does not fit is drawn in two halves.
+
+    steering: the arguments of that function that are alike for all images.
+    """
     patcher = model.patcher
-    needed = _sampling_memory(model, prompts, negative, settings, mask)
+    needed = _sampling_memory(model, prompts, negative, settings, mask, _more_prompts(steering))
     if free_memory(patcher) < room_for(needed):
         patcher.model.graphs.clear()  # rather than have the host unload weights for want of what these hold
         memory.soft_empty_cache()
@@ -49,6 +55,8 @@ def generate(
                 latent=latent,
                 mask=mask,
                 batch_index=batch_index,
+                record=record,
+                **steering,
                 device=device,
                 graphs=not is_paged(patcher),
                 progress=progress,
@@ -64,12 +72,16 @@ def generate(
             ) from error
     memory.soft_empty_cache()
     logging.warning(f"VGT: not enough memory for {len(prompts)} images at once, drawing them in two parts.")
-    halves = []
+    halves, spreads = [], []
     middle = len(prompts) // 2
     for part in (slice(None, middle), slice(middle, None)):
         progress.rewind(start)
         rows = {"latent": None if latent is None else latent[part], "batch_index": batch_index[part]}
-        halves.append(generate(model, progress, prompts[part], negative, settings, mask=mask, **rows))
+        halves.append(
+            generate(model, progress, prompts[part], negative, settings, mask=mask, record=record, **rows, **steering)
+        )
+        spreads.append(record.spread)
+    record.spread = torch.cat(spreads)
     return torch.cat(halves)
 
 
@@ -79,15 +91,28 @@ def _is_out_of_memory(error: Exception) -> bool:
     return known or (isinstance(error, RuntimeError) and "out of memory" in str(error))
 
 
+def _more_prompts(steering: dict) -> int:
+    """At most so many prompts beside the common one: rows of the language model."""
+    return len(steering.get("regions", ())) + len(steering.get("changes", ()))
+
+
 def _sampling_memory(
-    model: VGTModel, prompts: list[str], negative: str | None, settings: SamplingSettings, mask: Tensor | None
+    model: VGTModel,
+    prompts: list[str],
+    negative: str | None,
+    settings: SamplingSettings,
+    mask: Tensor | None,
+    more: int = 0,
 ) -> int:
-    """Bytes a run needs beside the weights: KV cache, activations of the largest step, modulations, noise."""
+    """Bytes a run needs beside the weights: KV cache, activations of the largest step, modulations, noise.
+
+    more: prompts of an image beside the common one.
+    """
     generator = model.patcher.model
     language, head = generator.config.language, generator.config.flow_head
     size = memory.dtype_size(generator.dtype)
     guided = settings.cfg > 1
-    rows = len(prompts) * (2 if guided else 1)
+    rows = len(prompts) * (more + (2 if guided else 1))
     text = max(model.tokenizer(prompts[:1], [negative] if guided else None).lengths)
     tokens = settings.height * settings.width // model.token_pixels**2
     drawn = tokens if mask is None else int(mask.sum())

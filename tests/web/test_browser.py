@@ -36,7 +36,14 @@ def interface(host, chromium, request):
 
 
 SAVED = json.loads((ROOT / "tests" / "saved" / "0.1.0.json").read_text(encoding="utf-8"))
-PLACES = {"VGTLoader": [0, 0], "VGTEncode": [0, 200], "VGTDecode": [0, 390], "VGTFlowHeadSettings": [0, 550]}
+PLACES = {
+    "VGTLoader": [0, 0],
+    "VGTEncode": [0, 200],
+    "VGTDecode": [0, 390],
+    "VGTFlowHeadSettings": [0, 550],
+    "VGTRegion": [900, 0],
+    "VGTPromptSchedule": [900, 400],
+}
 
 
 @pytest.mark.parametrize("name", PICTURES)

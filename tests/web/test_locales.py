@@ -10,7 +10,15 @@ from host import ROOT
 
 LANGUAGES = ("en", "zh", "ja")
 PLACES = {"en": "docs/{}.md", "zh": "docs/{}/zh.md", "ja": "docs/{}/ja.md"}
-INPUTS = {"VGTLoader": 2, "VGTEncode": 3, "VGTDecode": 2, "VGTARSampler": 15, "VGTFlowHeadSettings": 5}
+INPUTS = {
+    "VGTLoader": 2,
+    "VGTEncode": 3,
+    "VGTDecode": 2,
+    "VGTARSampler": 19,
+    "VGTFlowHeadSettings": 5,
+    "VGTRegion": 5,
+    "VGTPromptSchedule": 5,
+}
 NODES = tuple(INPUTS)
 
 
