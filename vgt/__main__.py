@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from .arguments import add_settings, read_settings
+from .steering_arguments import add_steering, read_steering, write_latent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("output", type=Path, help="the PNG to write; with --batch, -0, -1 … are put before .png")
     generate.add_argument("--negative", default=None, help="what to stay away from")
     add_settings(generate)
+    add_steering(generate)
     generate.add_argument("--batch", type=int, default=1, help="images to draw")
     generate.set_defaults(run=_generate)
 
@@ -79,8 +81,13 @@ def _convert(options) -> None:
 def _generate(options) -> None:
     from tqdm import tqdm
 
+    from .run.record import RunRecord
+
     model = _load(options)
     settings = read_settings(options, model.recommended)
+    side = model.config.token_pixels
+    steering = read_steering(options, (settings.height // side, settings.width // side))
+    record = RunRecord() if options.plan else None
     with tqdm(unit="token", delay=0.001) as bar:  # not shown for a run that does not begin
 
         def progress(state):
@@ -91,8 +98,15 @@ def _generate(options) -> None:
             [options.prompt] * options.batch,
             options.negative,
             **vars(settings),
+            **steering,
+            record=record,
             progress=progress,
         )
+    if options.latent is not None:
+        write_latent(latent, options.latent)
+    if record is not None:
+        record.picture().save(options.plan)
+        print(options.plan)
     for index, pixels in enumerate(model.decode(latent)):
         name = f"{options.output.stem}-{index}" if options.batch > 1 else options.output.stem
         _write_png(pixels, options.output.with_name(name + ".png"))

@@ -196,3 +196,36 @@ def test_what_cannot_be_is_one_sentence(model, wrong, says):
 def test_what_no_run_can_have(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_the_command_line_steers(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    from vgt.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    left = Image.new("L", (112, 112), 0)
+    left.paste(255, (0, 0, 56, 112))
+    left.save("left.png")
+    model = str(recorded.FIXTURES / "internvl3")
+    base = ["generate", model, "a cat", "out.png", "--width=112", "--height=112", "--steps=2", "--device=cpu"]
+    steer = ["--region", "a dog", "left.png", "1", "1", "--change", "0.5", "a boat", "--cfg-change", "0.5", "2"]
+    steer += ["--order-map", "left.png", "--plan", "plan.png"]
+    assert main([*base, *steer, "--latent", "whole.safetensors"]) == 0
+    assert main([*base, *steer, "--stop-at", "0.4", "--latent", "part.safetensors"]) == 0
+    assert main([*base, *steer, "--go-on", "part.safetensors", "--latent", "done.safetensors"]) == 0
+    from safetensors.torch import load_file
+
+    whole, part, done = (load_file(f"{name}.safetensors")["latent"] for name in ("whole", "part", "done"))
+    assert done.equal(whole) and not part.equal(whole)
+    assert Image.open("plan.png").size == (192, 192)
+    capsys.readouterr()
+    for wrong, says in (
+        (["--stop-at", "0.4"], "give --latent too"),
+        (["--region", "a dog"], "takes a mask"),
+        (["--region", "a dog", "none.png"], "none.png"),
+        (["--go-on", "left.png"], "holds no latent"),
+        (["--change", "half", "a boat"], "'half' is no number"),
+    ):
+        assert main([*base, *wrong]) == 1
+        assert says in capsys.readouterr().err
