@@ -164,7 +164,8 @@ def test_a_perfect_painter_scores_one():
             pictures.append(to_pixels(render(sample_scene(rng, "test", asked[number][0].category)[0], 112)))
         return torch.stack(pictures) * 2 - 1
 
-    result = scenes.score(SimpleNamespace(generate=generate, decode=decode), 24, SamplingSettings(112, 112).filled())
+    painter = SimpleNamespace(generate=generate, decode=decode, config=SimpleNamespace(token_pixels=28))
+    result = scenes.score(painter, 24, SamplingSettings(112, 112).filled())
     assert result["score"] == 1 and drawn == [caption for _, caption in asked]
 
 

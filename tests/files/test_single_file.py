@@ -147,6 +147,13 @@ def test_configurations_that_are_none_are_refused(single, tmp_path, text):
     refused(tmp_path / "x.safetensors", CONFIG_KEY)
 
 
+@pytest.mark.parametrize("change, words", [({"family": "vlm_9"}, ("'vlm_9'",)), ({"format": 2}, ("format 2",))])
+def test_files_of_a_newer_version_say_so(single, tmp_path, change, words):
+    config = read_checkpoint(single["internvl3"]).config.to_dict() | change
+    save_file({"x": torch.zeros(1)}, tmp_path / "new.safetensors", metadata={CONFIG_KEY: json.dumps(config)})
+    refused(tmp_path / "new.safetensors", "newer VGT", "update VGT", *words)
+
+
 def test_a_tokenizer_that_is_none_is_refused(single, tmp_path):
     good = read_checkpoint(single["internvl3"])
     metadata = {CONFIG_KEY: json.dumps(good.config.to_dict())}

@@ -1,8 +1,6 @@
 """Training: a miniature of every stage, exact resume, and the sequence that training and generation share. The loop
 itself: test_trainer.py."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -298,49 +296,3 @@ def test_unusable_configurations_are_named(base, tmp_path):
         autoencoder_command.run({**autoencoder(base), "dc_ae": str(tmp_path)}, tmp_path, None)
     with pytest.raises(TrainingError, match="holds a model of type 'qwen2_5_vl'; internvl3 is needed"):
         load_base(base / "base", "internvl3")
-
-
-def test_internvl3_is_read_and_tuned_too(base, tmp_path):
-    """A base of the other family, in the names of its hub repository, goes through the same stages."""
-    from vgt.families.internvl3 import InternVisionConfig, InternVisionTower
-
-    qwen = load_base(base / "base")
-    vision = InternVisionConfig(width=32, depth=1, heads=2, mlp_width=48, grid=4)
-    tower = InternVisionTower(vision, qwen.language.width).state_dict()
-    for name in ("class_embedding", "position_embedding"):
-        tower[name] = torch.randn_like(tower[name])
-    tensors = {}
-    for name, tensor in tower.items():
-        if name.startswith("mlp1."):
-            tensors[name] = tensor
-        else:
-            tensors["vision_model." + ("encoder." if name.startswith("layers.") else "embeddings.") + name] = tensor
-    widths = [32, 16, 16]
-    for name, tensor in qwen.language_state.items():
-        at = "language_model.model." + name
-        if "qkv_proj" in name:
-            for part, rows in zip("qkv", tensor.split(widths)):
-                tensors[at.replace("qkv_proj", f"{part}_proj")] = rows.clone()
-        elif "gate_up_proj" in name:
-            for part, rows in zip(("gate", "up"), tensor.chunk(2)):
-                tensors[at.replace("gate_up_proj", f"{part}_proj")] = rows.clone()
-        else:
-            tensors[at] = tensor
-    (tmp_path / "base").mkdir()
-    save_file(tensors, tmp_path / "base" / "model.safetensors")
-    (tmp_path / "base" / "tokenizer.json").write_bytes(qwen.tokenizer_json)
-    text = json.loads((base / "base" / "config.json").read_text()) | {"model_type": "qwen2"}
-    images = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    images.update(image_size=56, patch_size=14)
-    config = {"model_type": "internvl_chat", "llm_config": text, "vision_config": images}
-    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
-
-    found = load_base(tmp_path / "base", "internvl3")
-    assert found.vision == vision
-    assert all(torch.equal(found.language_state[name], tensor) for name, tensor in qwen.language_state.items())
-    autoencoder_command.run(autoencoder(tmp_path, steps=2), tmp_path / "ae", None)
-    config = generator(tmp_path, tmp_path / "ae", steps=2)
-    with pytest.raises(TrainingError, match=r"objective.caption is for Qwen2.5-VL"):
-        generator_command.run(config, tmp_path / "ar", None)
-    generator_command.run({**config, "objective": {"repa": 0.1}}, tmp_path / "ar", None)
-    assert vgt.load(tmp_path / "ar" / generator_command.FILE).config.family == "internvl3"

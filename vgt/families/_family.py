@@ -72,7 +72,7 @@ class Family:
     template = PromptTemplate()
     caption: CaptionTemplate | None = None
     """How a model of the family is asked for a caption; None where training does not keep captioning alive."""
-    special_tokens: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     """What a tokenizer learnt for a new model of the family has, beside its words."""
     counts_padding = False
     """Published decoding counts positions from the padded text, alike for all rows; else they run on row by row."""
@@ -140,6 +140,19 @@ class Family:
 
     def host_tokenizer(self, folder: Path) -> bytes:
         """The tokenizer.json of the family's models, from the files of `host_vocabulary`."""
+        raise NotImplementedError
+
+    # What tests/families needs to hold the family against the `transformers` library
+
+    miniature: VisionConfig
+    """A vision tower that is made and run in no time."""
+
+    def transformers_config(self, vision: VisionConfig, language: LanguageModelConfig, ids: Mapping) -> dict:
+        """As `hub_config`, for the library's own class of the family."""
+        return self.hub_config(vision, language, ids)
+
+    def transformers_features(self, model, pixels: Tensor) -> Tensor:
+        """The image features [B, tokens, D] of that class, `model`, of pixels [B, 3, H, W] in [0, 1]."""
         raise NotImplementedError
 
 

@@ -179,9 +179,11 @@ class InternVL3(Family):
     )
 
     vision_config = InternVisionConfig
+    miniature = InternVisionConfig(width=32, depth=2, heads=2, mlp_width=48, grid=4)
     published_vision_heads = {1024: 16}
     published_heads = {896: (14, 2), 1536: (12, 2), 2048: (16, 2)}
 
+    special_tokens = (*Family.special_tokens, *OWN_TOKENS[:3])
     host_vocabulary = HOST_FOLDER
     host_tokens = tuple((token, True) for token in OWN_TOKENS)
 
@@ -246,6 +248,21 @@ class InternVL3(Family):
 
     def host_tokenizer(self, folder: Path) -> bytes:
         return build_tokenizer(folder, self.host_tokens)
+
+    def transformers_config(self, vision: InternVisionConfig, language: LanguageModelConfig, ids: Mapping) -> dict:
+        config = self.hub_config(vision, language, ids)
+        table = config["vision_config"] | {"model_type": "internvl_vision", "attention_bias": True}
+        table |= {"image_size": [vision.grid * vision.patch] * 2, "patch_size": [vision.patch] * 2}
+        ids = {"image_token_id": ids["<IMG_CONTEXT>"]}
+        return {"model_type": "internvl", "vision_config": table, "text_config": config["llm_config"], **ids}
+
+    def transformers_features(self, model, pixels):
+        # Not by `get_image_features`, which takes every image to be square.
+        grid = [side // self.miniature.patch for side in pixels.shape[2:]]
+        pixels = normalise(pixels, InternVisionTower.MEAN, InternVisionTower.STD)
+        features = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+        features = model.model.pixel_shuffle(features.unflatten(1, grid), scale_factor=0.5)
+        return model.model.multi_modal_projector(features.flatten(1, 2))
 
 
 def _text(config: dict) -> dict:

@@ -181,6 +181,7 @@ class Qwen2_5VL(Family):
     published_names = (("encoder.", "vision_tower."), ("lmm.language_model.", "language_model."))
 
     vision_config = QwenVisionConfig
+    miniature = QwenVisionConfig(width=32, depth=2, heads=2, mlp_width=48, full_attention=(1,))
     published_vision_heads = {1280: 16}
     published_heads = {896: (14, 2), 1536: (12, 2), 2048: (16, 2)}
 
@@ -256,6 +257,14 @@ class Qwen2_5VL(Family):
 
     def host_tokenizer(self, folder: Path) -> bytes:
         return build_tokenizer(folder)
+
+    def transformers_features(self, model, pixels):
+        vision, tower = self.miniature, model.model.visual
+        own = self.vision_config.build(vision, 1, device="meta")
+        patches = token_patches(normalise(pixels, own.MEAN, own.STD), vision.patch, vision.merge)
+        grid = [[1, *(side // vision.patch for side in pixels.shape[2:])]] * len(pixels)
+        features = tower(patches.flatten(0, 2), grid_thw=torch.tensor(grid)).pooler_output
+        return features.unflatten(0, (len(pixels), -1))
 
 
 FAMILY = Qwen2_5VL()
