@@ -2,7 +2,9 @@
 
 The format: a zip archive with `data.pkl` and one stored (uncompressed) entry a storage. Training frameworks pickle
 objects of their own beside the tensors, which `torch.load(weights_only=True)` refuses; here every name a pickle asks
-for is answered by an inert placeholder, except the few that make a tensor.
+for is answered by an inert placeholder, except the few that make a tensor. PyTorch's own restricted unpickler with
+inert stand-ins will not do: in 2.11 a dict's key of deeply nested tuples ends the process or takes for ever, and a
+storage may be shorter than its tensors.
 
 Every size is checked against the file before it is used: reading past the end of a mapped file kills the process.
 """
@@ -105,14 +107,11 @@ class _Unpickler(pickle._Unpickler):  # the Python one: a wild memo index cannot
         names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(names) != 1:
             raise TorchFileError("it is a zip archive, but not one that torch.save wrote")
-        info = archive.getinfo(names[0])
-        if info.file_size > _MAX_PICKLE or info.compress_type != zipfile.ZIP_STORED:
-            raise TorchFileError("it is a zip archive, but its pickle is not as torch.save writes it")
-        super().__init__(io.BytesIO(archive.read(info)), encoding="utf-8")
+        super().__init__(io.BytesIO(_read(archive, names[0], _MAX_PICKLE)), encoding="utf-8")
         self._archive = archive
         self._prefix = names[0].removesuffix("data.pkl")
         byteorder = self._prefix + "byteorder"
-        if byteorder in archive.namelist() and archive.read(byteorder).decode() != sys.byteorder:
+        if byteorder in archive.namelist() and _read(archive, byteorder, 16).decode() != sys.byteorder:
             raise TorchFileError("it was written on a machine of another byte order")
         self._size = Path(path).stat().st_size
         try:
@@ -187,6 +186,17 @@ class _Unpickler(pickle._Unpickler):  # the Python one: a wild memo index cannot
     # No torch.save writes these; they reach into the process or reserve memory by a number in the file.
     for _opcode in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER):
         del dispatch[_opcode[0]]
+
+
+def _read(archive: zipfile.ZipFile, entry: str, limit: int) -> bytes:
+    """All of a small entry. A compressed one, or one of more than `limit` bytes, is refused unread."""
+    info = archive.getinfo(entry)
+    if info.file_size > limit or info.compress_type != zipfile.ZIP_STORED:
+        name = entry.rpartition("/")[2]
+        raise TorchFileError(
+            f"it is a zip archive, but its {name} is too large or compressed, which torch.save never does"
+        )
+    return archive.read(info)
 
 
 def _checked(value, kind: type):
