@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from .arguments import add_settings, read_settings
+from .files.hub import HubError
 from .steering_arguments import add_steering, read_steering, write_latent
 
 
@@ -15,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, HubError) as error:
         print(f"vgt: {error}", file=sys.stderr)
         return 1
     return 0
@@ -57,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="a model file, or a folder in the published layout")
+    parser.add_argument(
+        "model", type=Path, help="a model file, a folder in the published layout, or a published model's name"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda, mps …; the best there is by default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
 
@@ -135,11 +138,10 @@ def _reconstruct(options) -> None:
 
 def _write_png(pixels, path: Path) -> None:
     """pixels [3, H, W] in [-1, 1]; what lies outside is clamped."""
-    from PIL import Image
+    from .model import to_image
 
-    image = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    to_image(pixels).save(path)
     print(path)
 
 

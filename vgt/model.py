@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
 from .families import family
+from .files.by_name import find
 from .files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
 from .networks.autoencoder import Autoencoder
 from .prompt import PromptTokenizer
@@ -17,6 +19,9 @@ from .run.control import Change, Region
 from .run.generation import Generator, Progress, generate
 from .run.record import RunRecord
 from .sampling import SamplingSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Model:
@@ -46,12 +51,19 @@ class Model:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] in [0, 1], H and W multiples of `config.token_pixels` → latent [B, 32, h, w], float32."""
+        """Image to latent: pixels [B, 3, H, W] in [0, 1] → [B, 32, h, w], float32.
+
+        H and W are h and w tokens of `config.token_pixels`; ValueError for other sizes. A token's 32 numbers have mean
+        0 and variance 1, so they lie within ±5.6.
+        """
         return self.autoencoder.encode(pixels.to(self.device, self.dtype))
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """latent [B, 32, h, w] → pixels [B, 3, H, W] in [-1, 1], unclamped, float32."""
+        """Latent to image: latent [B, 32, h, w] → pixels [B, 3, H, W], float32.
+
+        Black is -1 and white 1 (`encode` takes [0, 1]); unclamped, so values may lie a little outside.
+        """
         return self.autoencoder.decode(latent.to(self.device, self.dtype)).float()
 
     def generate(
@@ -100,20 +112,35 @@ class Model:
             progress=progress,
         )
 
+    def draw(
+        self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None, **arguments
+    ) -> list[Image]:
+        """Prompts → PIL images, one a prompt. Takes `generate`'s arguments and raises what it raises."""
+        return [to_image(pixels) for pixels in self.decode(self.generate(prompts, negative, **arguments))]
+
+
+def to_image(pixels: Tensor) -> Image:
+    """What `decode` gives for one image, [3, H, W] in [-1, 1] → a PIL image; what lies outside is clamped."""
+    from PIL import Image
+
+    return Image.fromarray(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).cpu().numpy())
+
 
 def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:
     """Load a model.
 
     Args:
         path: a .safetensors of ours; a folder in the published layout (weights, base/, dc_ae/), the full checkpoint if
-            it holds one, else the tokenizer alone; or one weight file in such a folder.
+            it holds one, else the tokenizer alone; one weight file in such a folder; or the name of a published model
+            (files/hub.py), which is downloaded when it is first asked for and kept in the user's cache folder, or in
+            the one that VGT_HOME names.
         dtype: to compute in; None is float32 on the CPU and bfloat16 elsewhere.
 
-    Raises FileNotFoundError, or CheckpointError when the file is not a whole VGT model.
+    Raises FileNotFoundError, CheckpointError when the file is not a whole VGT model, or HubError for a download.
     """
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(find(path))
     autoencoder = build_autoencoder(checkpoint, dtype=dtype, device=device)
     generator = tokenizer = None
     if checkpoint.config.generator:

@@ -147,6 +147,43 @@ def test_the_real_conversion(hub, clients, family, name):
     assert left(clients.models) == [f"{name}.safetensors"]
 
 
+def test_load_by_published_name(hub, clients):
+    code = f"""
+        import vgt
+        model = vgt.load({SFT!r})
+        (image,) = model.draw("a cat", height=56, width=28, flow=vgt.FlowSettings(steps=2))
+        result(size=image.size)
+    """
+    home = {"VGT_HOME": str(clients.folder / "home")}
+    assert clients.run(code, **home) == {"size": [28, 56]}
+    assert left(clients.folder / "home") == [f"{SFT}.safetensors"]
+    hub.forget()
+    assert clients.run(code, **home, HF_HUB_OFFLINE="1") == {"size": [28, 56]}
+    assert hub.requests == []
+
+
+def test_the_command_line_takes_a_published_name(hub, clients):
+    code = f"""
+        from vgt.__main__ import main
+        size = ["--width", "28", "--height", "28"]
+        result(status=main(["generate", {SFT!r}, "a cat", "cat.png", "--steps", "2", *size]))
+    """
+    cache = {"XDG_CACHE_HOME": str(clients.folder / "cache")}
+    process = clients.start(code, **cache, HF_HUB_OFFLINE="1")
+    _, said = process.communicate(timeout=120)
+    assert said.splitlines()[-1].startswith(f"vgt: {SFT}: ") and "Traceback" not in said
+    assert str(clients.folder / "cache" / "vgt" / SFT / "base") in said  # where to put what was fetched elsewhere
+    assert clients.run(code, **cache) == {"status": 0}
+    assert left(clients.folder / "cache") == [f"vgt/{SFT}.safetensors"]
+    assert (clients.folder / "cat.png").is_file()
+
+
+def test_a_file_of_a_published_name_is_that_file(hub, clients):
+    place_by_hand(clients.folder / SFT, "vgt_ae_internvl3.pth", "base", "dc_ae")
+    got = clients.run(f"import vgt; result(tokenizer_only=vgt.load({SFT!r}).generator is None)", VGT_HOME="home")
+    assert got == {"tokenizer_only": True} and hub.requests == []
+
+
 def test_broken_connections_are_resumed(hub, clients):
     hub.break_after["iter_5000.pth"] = [300_000, 400_000, 0, 100_000]
     got = clients.run(f"obtain({SFT!r}); result(seen=seen)")

@@ -77,7 +77,9 @@ def run(options) -> None:
 
 
 def _add_model(parser) -> None:
-    parser.add_argument("model", type=Path, help="a model file, or a folder in the published layout")
+    parser.add_argument(
+        "model", type=Path, help="a model file, a folder in the published layout, or a published model's name"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda, mps …; the best there is by default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
 
