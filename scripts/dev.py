@@ -18,7 +18,7 @@ from pathlib import Path
 import comfy_host
 import dev_setup
 import workflow_api
-from dev_setup import CACHE, PYTHON, ROOT, Failure, Killed, say, started
+from dev_setup import CACHE, NEWER_PYTHON, PYTHON, ROOT, Failure, Killed, say, started
 
 
 def demo(comfyui, prompt, output):
@@ -83,19 +83,30 @@ def serve(comfyui, port, arguments):
         raise Failure(f"ComfyUI ended by itself, with exit code {host.process.returncode}: see its output above.")
 
 
-def test(comfyui, soak, browser, arguments):
-    """Lint and run the tests; all of them run even if one fails. Returns the exit status."""
+NEWER_HOST_TESTS = ["tests/nodes", "tests/web/test_workflows.py"]
+"""What a host can answer for. The rest of the tests run on one host alone."""
+
+
+def test(comfyui, soak, browser, newer, arguments):
+    """Lint and run the tests, those of the nodes on the newer host as well if `newer`.
+
+    All of them run even if one fails. Returns the exit status.
+    """
     left_out = [name for name, chosen in (("soak", soak), ("browser", browser)) if not chosen]
     markers = " and ".join(f"not {name}" for name in left_out)
+    runs = [
+        ("ruff check", PYTHON, comfyui, ["ruff", "check"]),
+        ("ruff format", PYTHON, comfyui, ["ruff", "format", "--check"]),
+        ("pytest", PYTHON, comfyui, ["pytest", "-m", markers, *arguments]),
+    ]
+    if newer:
+        command = ["pytest", "-m", "host and not soak and not browser", *NEWER_HOST_TESTS]
+        runs.append((f"pytest on ComfyUI {dev_setup.NEWER_VERSION}", NEWER_PYTHON, dev_setup.NEWER, command))
     failed = []
-    for name, command in (
-        ("ruff check", ["ruff", "check"]),
-        ("ruff format", ["ruff", "format", "--check"]),
-        ("pytest", ["pytest", "-m", markers, *arguments]),
-    ):
+    for name, python, host, command in runs:
         say(name)
-        environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
-        if subprocess.run([PYTHON, "-m", *command], cwd=ROOT, env=environment).returncode:
+        environment = {**os.environ, "COMFYUI_PATH": str(host)}
+        if subprocess.run([python, "-m", *command], cwd=ROOT, env=environment).returncode:
             failed.append(name)
     say(f"failed: {', '.join(failed)}" if failed else "passed")
     return 1 if failed else 0
@@ -137,7 +148,9 @@ def main():
             return demo(comfyui, options.prompt, options.output.resolve())
         if options.command == "serve":
             return serve(comfyui, options.port, rest)
-        return test(comfyui, options.soak, options.browser, rest)
+        # Whoever names files or a ComfyUI of their own wants those alone.
+        newer = not rest and not os.environ.get("COMFYUI_PATH") and dev_setup.install_newer_host()
+        return test(comfyui, options.soak, options.browser, newer, rest)
     except (Failure, OSError, comfy_host.HostError, workflow_api.WorkflowError) as error:
         say(f"failed: {error}")
         return 1

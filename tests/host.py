@@ -1,6 +1,7 @@
 """A real ComfyUI for the tests: `Host(base)` is scripts/comfy_host.py's, with what a test has at hand filled in."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def comfyui_path():
     if not (folder / "main.py").is_file():
         raise HostError(f"there is no ComfyUI at {folder}: run `python3 scripts/dev.py test`, or set COMFYUI_PATH.")
     return folder
+
+
+def is_newer():
+    """Whether the ComfyUI to test with does what 0.30 does and 0.3.75 does not."""
+    text = (comfyui_path() / "comfyui_version.py").read_text(encoding="utf-8")
+    return tuple(int(part) for part in re.search(r'"([\d.]+)"', text)[1].split(".")) >= (0, 30)
 
 
 class Host(comfy_host.Host):

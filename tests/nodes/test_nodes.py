@@ -34,7 +34,7 @@ from graphs import (
     save_image,
     save_latent,
 )
-from host import Host, Interrupted
+from host import Host, Interrupted, is_newer
 from vgt.files.checkpoint import read_checkpoint, save_checkpoint
 
 # --- the same numbers as in Python -------------------------------------------------------------------------------
@@ -227,7 +227,12 @@ def test_bar_counts_tokens(host, models, tokens_per_step, values):
         host.run(save_latent(draw(width=112, tokens_per_step=tokens_per_step, seed=time.time_ns() % 10**6)))
         events.wait_for("execution_success")
     counted = [entry for entry in bar(events) if entry[1] > 1]
-    assert [value for value, _ in counted if value] == list(values)
+    shown = [value for value, _ in counted if value]
+    if is_newer():  # which leaves out what comes too fast to be seen
+        assert shown[-1] == values[-1]
+        assert shown == sorted(set(shown) & set(values))
+    else:
+        assert shown == list(values)
     assert {maximum for _, maximum in counted} == {8}
 
 

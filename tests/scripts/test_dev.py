@@ -129,3 +129,30 @@ def test_previews_and_progress_texts_are_read():
     assert (event.type, event.data) == ("preview", {"node_id": "3", "image_type": "image/png", "image": b"picture"})
     assert _binary_event(struct.pack(">II", 1, 2) + b"picture").data == {"image": b"picture", "image_type": "image/png"}
     assert _binary_event(struct.pack(">II", 3, 1) + b"7half").data == {"node_id": "7", "text": "half"}
+
+
+def ran_by(monkeypatch, newer, *arguments):
+    """(python, ComfyUI, command) of each run that `dev.py test` starts."""
+    runs = []
+
+    def run(command, cwd, env):
+        runs.append((command[0], env["COMFYUI_PATH"], command[2:]))
+        return dev.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(dev.subprocess, "run", run)
+    assert dev.test("here", False, False, newer, list(arguments)) == 0
+    return runs
+
+
+def test_nodes_are_tested_on_both_hosts(monkeypatch):
+    *_, first, second = ran_by(monkeypatch, True)
+    assert first == (dev_setup.PYTHON, "here", ["pytest", "-m", "not soak and not browser"])
+    python, comfyui, (_, _, markers, *files) = second
+    assert (python, comfyui) == (dev_setup.NEWER_PYTHON, str(dev_setup.NEWER))
+    assert markers.startswith("host")
+    assert files
+    assert all((dev.ROOT / file).exists() for file in files)
+
+
+def test_where_the_newer_host_cannot_be_had_one_is_enough(monkeypatch):
+    assert {comfyui for _, comfyui, _ in ran_by(monkeypatch, False, "tests/run")} == {"here"}
