@@ -178,6 +178,6 @@ def build_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
         )
     try:
         template = family(checkpoint.config.family).template
-        return PromptTokenizer(checkpoint.tokenizer_json, checkpoint.config.pad_token, template)
+        return PromptTokenizer(checkpoint.tokenizer_json, checkpoint.config.pad_token, template, checkpoint.vocabulary)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path.name} cannot be loaded: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -57,11 +58,18 @@ class PromptTokenizer:
         tokenizer_json: the contents of a tokenizer.json.
         pad_token: the token that fills short rows. Published decoding sees it, so it matters which one it is.
         template: of the model's family.
+        vocabulary: the words the model's training knew, in lower case; None: it is taken to know every word.
 
     Raises ValueError when the JSON is no tokenizer or lacks the pad token.
     """
 
-    def __init__(self, tokenizer_json: bytes | str, pad_token: str, template: PromptTemplate = PromptTemplate()):
+    def __init__(
+        self,
+        tokenizer_json: bytes | str,
+        pad_token: str,
+        template: PromptTemplate = PromptTemplate(),
+        vocabulary: Sequence[str] | None = None,
+    ):
         from tokenizers import Tokenizer
 
         try:
@@ -79,6 +87,7 @@ class PromptTokenizer:
                 f"The tokenizer has no {pad_token!r} to pad with; put back the base model's tokenizer.json."
             )
         self._pad = pad
+        self._vocabulary = None if vocabulary is None else frozenset(vocabulary)
         self._template = template
         self.image_start: list[int] = self._tokenizer.encode(template.image_start).ids
         """Ids of the text after which the image follows: one special token, or several ordinary ones."""
@@ -102,3 +111,15 @@ class PromptTokenizer:
         for target, row in zip(ids, rows, strict=True):
             target[: len(row)] = torch.tensor(row)
         return TokenizedPrompts(ids, lengths)
+
+    def never_seen(self, prompt: str) -> list[str]:
+        """The words of a prompt that the model's training never used, each once, as the tokenizer reads them.
+
+        Empty for a model whose file names no words.
+        """
+        if self._vocabulary is None:
+            return []
+        if self._tokenizer.normalizer is not None:
+            prompt = self._tokenizer.normalizer.normalize_str(prompt)
+        words = re.findall(r"\w+", prompt)
+        return list(dict.fromkeys(word for word in words if word.lower() not in self._vocabulary))

@@ -2,8 +2,8 @@
 
 In: full AR checkpoints and tokenizers as published or self-trained (.pth or .safetensors beside base/ and dc_ae/), and
 files of our own. Out: one .safetensors with all tensors under our module names, the configuration as JSON under
-`vgt.config` in the metadata, how its maker would draw under `vgt.recommended`, and the tokenizer as a uint8 tensor
-`tokenizer.json`.
+`vgt.config` in the metadata, how its maker would draw under `vgt.recommended`, the words its training knew under
+`vgt.vocabulary`, and the tokenizer as a uint8 tensor `tokenizer.json`.
 
 Nothing a pickle names is ever run (torch_file.py). Weights stay memory-mapped until a module takes them.
 """
@@ -33,6 +33,7 @@ from .torch_file import TorchFileError, read_torch_file
 
 CONFIG_KEY = "vgt.config"
 RECOMMENDED_KEY = "vgt.recommended"
+VOCABULARY_KEY = "vgt.vocabulary"
 TOKENIZER_KEY = "tokenizer.json"
 
 _TORCH_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt"}
@@ -67,6 +68,8 @@ class Checkpoint:
     """None for a tokenizer-only model, or where the base model's tokenizer files are absent."""
     recommended: SamplingSettings = field(default_factory=SamplingSettings)
     """How the model's maker would draw; what is open in it is as published."""
+    vocabulary: tuple[str, ...] | None = None
+    """The words that its training's captions use, in lower case; None where they were not counted."""
 
     def state(self, part: str) -> dict[str, Tensor | StackedRows]:
         """The tensors of one part, "autoencoder" or "generator", under the names inside it."""
@@ -117,6 +120,8 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = {CONFIG_KEY: json.dumps(checkpoint.config.to_dict())}
     if recommended := checkpoint.recommended.to_dict():
         metadata[RECOMMENDED_KEY] = json.dumps(recommended)
+    if checkpoint.vocabulary is not None:
+        metadata[VOCABULARY_KEY] = json.dumps(checkpoint.vocabulary)
     return metadata
 
 
@@ -241,12 +246,25 @@ def _our_file(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) 
         recommended = SamplingSettings.from_dict(json.loads(metadata.get(RECOMMENDED_KEY, "{}")))
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} holds a {RECOMMENDED_KEY} that cannot be used ({error}).") from error
+    vocabulary = _words(path, metadata.get(VOCABULARY_KEY))
     tokenizer = tensors.pop(TOKENIZER_KEY, None)
     if tokenizer is not None and tokenizer.dtype != torch.uint8:
         raise CheckpointError(f"{path.name} holds a {TOKENIZER_KEY} that is no text.")
     _check_tensors(tensors, config, path)
     tokenizer_json = None if tokenizer is None else tokenizer.numpy().tobytes()
-    return Checkpoint(path, config, tensors, tokenizer_json, _with_size(recommended, config))
+    return Checkpoint(path, config, tensors, tokenizer_json, _with_size(recommended, config), vocabulary)
+
+
+def _words(path: Path, text: str | None) -> tuple[str, ...] | None:
+    try:
+        words = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        words = 0
+    if words is None:
+        return None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise CheckpointError(f"{path.name} holds a {VOCABULARY_KEY} that is no list of words.")
+    return tuple(words)
 
 
 def _check_tensors(tensors: dict[str, Tensor | StackedRows], config: ModelConfig, path: Path) -> None:

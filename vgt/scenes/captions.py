@@ -47,5 +47,9 @@ def _one(item: Item) -> str:
 
 def _counted(item: Item, rng: random.Random) -> str:
     number = rng.choices(NUMBERS[item.count], weights=(3, 1, 1)[: len(NUMBERS[item.count])])[0]
-    noun = item.shape if item.count == 1 else item.shape + ("es" if item.shape.endswith("s") else "s")
+    noun = item.shape if item.count == 1 else plural(item.shape)
     return " ".join(word for word in (number, item.colour, noun) if word)
+
+
+def plural(shape: str) -> str:
+    return shape + ("es" if shape.endswith("s") else "s")

@@ -8,12 +8,14 @@ import torch.distributed as dist
 
 from ..config import LanguageModelConfig
 from ..families import families
+from ..scenes.wordings import WORDINGS
+from ..scenes.world import ScenesDataset
 from .build import new_language_model, seeded
 from .captioner_stage import CaptionerStage
 from .captioning import Captioner, VisionLanguageModel
 from .command import read_settings, read_table, require
 from .data import DataError, ShardDataset, caption_of, open_data, open_held_out
-from .text import train_tokenizer
+from .text import save_words, train_tokenizer
 from .trainer import train
 
 _TEMPLATE_TEXTS = ("user\nGenerate an image: ", "Generate an image.", "assistant\n", "Describe the image.", "<img>")
@@ -33,7 +35,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
         raise DataError("data.kind is 'webdataset'; a captioner needs folder or scenes, to learn its words from.")
     captions = [caption_of(dataset, index) for index in range(min(config["tokenizer"]["captions"], len(dataset)))]
     texts = captions + list(_TEMPLATE_TEXTS) * max(1, len(captions) // 10)
-    tokenizer_json = train_tokenizer(texts, config["tokenizer"]["vocabulary"], found.special_tokens)
+    wordings = WORDINGS if isinstance(dataset, ScenesDataset) else ()
+    tokenizer_json = train_tokenizer(texts, config["tokenizer"]["vocabulary"], found.special_tokens, wordings)
     vocabulary = Tokenizer.from_str(tokenizer_json).get_vocab_size()
     language = read_table(config, "language", LanguageModelConfig, vocabulary=vocabulary)
     with seeded(settings.seed):
@@ -47,3 +50,4 @@ def run(config: dict, out: Path, until: int | None) -> None:
         from .base_model import save_base
 
         save_base(out / "base", found.name, vision, language, trained, tokenizer_json)
+        save_words(out / "base", captions)

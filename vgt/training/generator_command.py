@@ -20,6 +20,7 @@ from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
 from .latents import cached_latents
 from .settings import TrainingError
+from .text import seen_words
 from .trainer import train
 
 FILE = "model.safetensors"
@@ -84,7 +85,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
     stage = GeneratorStage(generator, base.tokenizer_json, base.pad_token, objective, latents, settings, review)
     trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
-        write_model(out / FILE, checkpoint, trained, base, recommended)
+        captions = None if isinstance(dataset, IterableDataset) else (caption_of(dataset, i) for i in range(count))
+        write_model(out / FILE, checkpoint, trained, base, recommended, seen_words(Path(config["base"]), captions))
 
 
 def _recommended(table: dict) -> SamplingSettings:
@@ -97,10 +99,17 @@ def _recommended(table: dict) -> SamplingSettings:
     return settings
 
 
-def write_model(path: Path, autoencoder: Checkpoint, generator, base, recommended: SamplingSettings) -> None:
-    """One file with everything, in bfloat16."""
+def write_model(
+    path: Path,
+    autoencoder: Checkpoint,
+    generator,
+    base,
+    recommended: SamplingSettings,
+    vocabulary: tuple[str, ...] | None = None,
+) -> None:
+    """One file with everything, in bfloat16. vocabulary: the words that its training knew, None for more than those."""
     config = ModelConfig(base.family, autoencoder.config.autoencoder, generator.config, base.pad_token)
     tensors = {name: tensor for name, tensor in autoencoder.tensors.items() if name.startswith("autoencoder.")}
     tensors.update({f"generator.{name}": tensor.cpu() for name, tensor in generator.state_dict().items()})
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json, recommended), path)
+    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json, recommended, vocabulary), path)

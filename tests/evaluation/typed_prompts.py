@@ -1,0 +1,61 @@
+"""What people type for what the bundled model knows, and the scene each means: (prompt, items, relation, background).
+
+An item is (shape, colour, count); None leaves open. Nobody looked at the captions of training when these were written.
+"""
+
+from vgt.scenes.world import Item, Request
+
+_TYPED = [
+    ("A red circle", [("circle", "red")], None, None),
+    ("Red Circle", [("circle", "red")], None, None),
+    ("a BLUE star on a white background", [("star", "blue")], None, "white"),
+    ("green triangle, white background", [("triangle", "green")], None, "white"),
+    ("a purple heart.", [("heart", "purple")], None, None),
+    ("Draw a yellow square", [("square", "yellow")], None, None),
+    ("an orange cross on grey", [("cross", "orange")], None, "gray"),
+    ("Navy background, pink heart", [("heart", "pink")], None, "navy"),
+    ("a brown star against a cream background", [("star", "brown")], None, "cream"),
+    ("a red disk on white", [("circle", "red")], None, "white"),
+    ("a violet circle", [("circle", "purple")], None, None),
+    ("mint background with a red triangle", [("triangle", "red")], None, "mint"),
+    ("a picture of one green heart", [("heart", "green")], None, None),
+    ("please draw a blue square", [("square", "blue")], None, None),
+    ("star", [("star", None)], None, None),
+    ("A circle that is red", [("circle", "red")], None, None),
+    ("a square, red", [("square", "red")], None, None),
+    ("Three red circles", [("circle", "red", 3)], None, None),
+    ("two stars on navy", [("star", None, 2)], None, "navy"),
+    ("4 green squares", [("square", "green", 4)], None, None),
+    ("a couple of pink hearts", [("heart", "pink", 2)], None, None),
+    ("three triangles in blue", [("triangle", "blue", 3)], None, None),
+    ("four crosses", [("cross", None, 4)], None, None),
+    ("Two blue circles on a gray background.", [("circle", "blue", 2)], None, "gray"),
+    ("a red circle and a blue square", [("circle", "red"), ("square", "blue")], None, None),
+    ("A red circle, a blue square", [("circle", "red"), ("square", "blue")], None, None),
+    ("red circle, blue square", [("circle", "red"), ("square", "blue")], None, None),
+    ("a heart & a star", [("heart", None), ("star", None)], None, None),
+    ("a green triangle beside a yellow star", [("triangle", "green"), ("star", "yellow")], None, None),
+    ("a circle plus a cross", [("circle", None), ("cross", None)], None, None),
+    ("an orange star and a purple heart on a mint background", [("star", "orange"), ("heart", "purple")], None, "mint"),
+    ("a red circle on top of a blue square", [("circle", "red"), ("square", "blue")], "above", None),
+    ("a blue square with a red circle above it", [("circle", "red"), ("square", "blue")], "above", None),
+    ("Red circle above blue square", [("circle", "red"), ("square", "blue")], "above", None),
+    ("a star underneath a heart", [("star", None), ("heart", None)], "below", None),
+    ("the green heart is to the left of the pink cross", [("heart", "green"), ("cross", "pink")], "left of", None),
+    ("a yellow star left of a blue circle, white background", [("star", "yellow"), ("circle", "blue")], "left of", "white"),
+    ("a square beneath a triangle on a cream background", [("square", None), ("triangle", None)], "below", "cream"),
+    ("on the left a red circle, on the right a blue square", [("circle", "red"), ("square", "blue")], "left of", None),
+    ("a purple cross to the right of an orange circle", [("cross", "purple"), ("circle", "orange")], "right of", None),
+]  # fmt: skip
+
+
+def _request(items, relation, background):
+    things = tuple(Item(*item) for item in items)
+    if len(things) == 2:
+        category = "two_object" if relation is None else "position"
+    else:
+        category = "counting" if things[0].count > 1 else "single_object"
+    return Request(category, things, relation, background)
+
+
+TYPED = [(prompt, _request(*meaning)) for prompt, *meaning in _TYPED]
