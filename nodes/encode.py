@@ -22,6 +22,7 @@ class VGTEncode(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     default="crop",
+                    optional=True,
                     tooltip="What to do when a side is no whole number of tokens: crop cuts the edges, pad repeats "
                     "the last pixels, stretch resizes to the nearest.",
                 ),
@@ -30,6 +31,6 @@ class VGTEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, vae, fit) -> io.NodeOutput:
+    def execute(cls, image, vae, fit="crop") -> io.NodeOutput:
         require_vgt_vae(vae)
         return io.NodeOutput({"samples": vae.encode(fit_to_tokens(image, fit, vae.token_pixels))})

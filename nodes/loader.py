@@ -26,6 +26,7 @@ class VGTLoader(io.ComfyNode):
                     "dtype",
                     options=list(DTYPES),
                     default="auto",
+                    optional=True,
                     tooltip="The precision to compute in. auto: bf16 on a GPU that has it, else fp32. fp8_e4m3fn keeps "
                     "the weights in half the memory of bf16 and computes in bf16, at some loss.",
                 ),
@@ -39,5 +40,5 @@ class VGTLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, dtype) -> io.NodeOutput:
+    def execute(cls, model, dtype="auto") -> io.NodeOutput:
         return io.NodeOutput(*load_model(model, dtype))

@@ -6,13 +6,14 @@ from ..vgt.run.order import ORDERS
 from ..vgt.run.plan import DECODINGS, GROUPINGS
 from . import sampling
 from .host.loading import require_generator
-from .types import FlowHead, Regions, Schedule, VGTModel, search_aliases
+from .host.notes import Notes
+from .types import FlowHead, Regions, Schedule, VGTModel, advanced, search_aliases, with_defaults
 
 
 class VGTARSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        side = {"default": 0, "min": 0, "max": 16384, "step": 4}
+        side = {"default": 0, "optional": True, "min": 0, "max": 16384, "step": 4}
         side["tooltip"] = "Pixels, rounded to whole tokens. 0: the size the model was made for."
         return io.Schema(
             node_id="VGTARSampler",
@@ -30,12 +31,15 @@ class VGTARSampler(io.ComfyNode):
                 ),
                 io.String.Input(
                     "negative_prompt",
+                    optional=True,
+                    default="",
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip="What to stay away from. Empty: the unconditional prompt the model was trained with.",
                 ),
                 io.Int.Input(
                     "seed",
+                    optional=True,
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
@@ -44,9 +48,10 @@ class VGTARSampler(io.ComfyNode):
                 ),
                 io.Int.Input("width", **side),
                 io.Int.Input("height", **side),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Images to draw at once."),
+                io.Int.Input("batch_size", optional=True, default=1, min=1, max=64, tooltip="Images to draw at once."),
                 io.Float.Input(
                     "cfg",
+                    optional=True,
                     default=0.0,
                     min=0.0,
                     max=30.0,
@@ -56,6 +61,7 @@ class VGTARSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "tokens_per_step",
+                    optional=True,
                     default=0,
                     min=0,
                     max=4096,
@@ -64,6 +70,7 @@ class VGTARSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "order",
+                    optional=True,
                     options=list(ORDERS),
                     default="random",
                     tooltip="The order in which tokens are drawn: random as in training, sequential row by row, centre "
@@ -71,6 +78,7 @@ class VGTARSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "decoding",
+                    optional=True,
                     options=list(DECODINGS),
                     default="published",
                     tooltip="published repeats the authors' sampling loop; training-consistent feeds the model exactly "
@@ -78,12 +86,14 @@ class VGTARSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "grouping",
+                    optional=True,
                     options=list(GROUPINGS),
                     default="uniform",
                     tooltip="How tokens are shared out over the steps: uniform as published, cosine from few to many.",
                 ),
                 io.Float.Input(
                     "denoise",
+                    optional=True,
                     default=1.0,
                     min=0.0,
                     max=1.0,
@@ -123,6 +133,13 @@ class VGTARSampler(io.ComfyNode):
                     optional=True,
                     tooltip="A mask or picture: what is bright is drawn first. Equal tokens come in the order above.",
                 ),
+                io.Boolean.Input(
+                    "previews",
+                    default=True,
+                    optional=True,
+                    **advanced(),
+                    tooltip="Show the picture so far while it is drawn. It takes less than 4 % of the time.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(tooltip="A VGT latent, for VGT Decode or any latent node."),
@@ -132,8 +149,11 @@ class VGTARSampler(io.ComfyNode):
                     "prompt, the red bar how open it still was.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, **inputs) -> io.NodeOutput:
-        return io.NodeOutput(*sampling.sample(require_generator(model), **inputs))
+        notes = Notes(cls.hidden.unique_id if cls.hidden else None)
+        inputs = with_defaults(cls, inputs)
+        return io.NodeOutput(*sampling.sample(require_generator(model), notes=notes, **inputs))

@@ -14,8 +14,10 @@ from ..vgt.config import LATENT_CHANNELS
 from ..vgt.run.control import Change, Region
 from ..vgt.run.record import RunRecord
 from ..vgt.sampling import SamplingSettings
+from . import remarks
 from .host.drawing import generate
 from .host.loading import VGTModel
+from .host.notes import Notes
 from .host.progress import ProgressReport
 from .host.vae import check_latent, nearest_multiple
 
@@ -40,6 +42,8 @@ def sample(
     regions: tuple[Region, ...] = (),
     schedule: tuple[Change, ...] = (),
     order_map: Tensor | None = None,
+    previews: bool = True,
+    notes: Notes | None = None,
     **settings,
 ) -> tuple[dict, Tensor]:
     """The sampler node's work: a LATENT with new samples, its other entries as they came, and pictures of the run
@@ -47,7 +51,8 @@ def sample(
 
     A run that stops early leaves in the latent's noise mask what is left to draw.
 
-    width, height, cfg, tokens_per_step: 0 is the model's own, as is all of `flow_head` where that is None.
+    width, height, cfg, tokens_per_step: 0 is the model's own, as is all of `flow_head` where that is None. `notes` is
+    told what a person should know of the run.
 
     Raises ValueError, one sentence, for a latent that is not VGT's, holds NaN, or does not fit its mask.
     """
@@ -67,6 +72,7 @@ def sample(
     side = model.token_pixels
     latent = dict(latent or {"samples": None})
     samples = latent["samples"]
+    asked = width, height, batch_size
     if samples is not None and _is_empty(latent):
         size, batch_size = _size_of_empty(latent, side)
         chosen = replace(chosen, **size)
@@ -86,8 +92,6 @@ def sample(
     indices = list(latent.get("batch_index") or range(len(samples)))[: len(samples)]
     groups = _rows_by_mask(masks)
     drawn = sum(int(masks[rows[0]].sum()) for rows in groups)
-    if not drawn:
-        logging.info("VGT: the mask covers no token, so the latent comes back as it was.")
     begun_with = latent.pop(STOPPED, None)
     if begun_with not in (None, model.name):
         logging.warning("VGT: the latent was begun with another model; it is taken for a picture to repaint.")
@@ -98,7 +102,15 @@ def sample(
         "stop_at": stop_at,
     }
     pictures = [torch.zeros(1, 1, 3)] * len(samples)
-    progress = ProgressReport(model, math.ceil(drawn * stop_at))
+    notes = notes or Notes()
+    prompts = [_plain(prompt), *(one.prompt for one in (*steering["regions"], *steering["changes"]) if one.prompt)]
+    for remark in (
+        *remarks.on_prompts(model.tokenizer, prompts, _plain(negative_prompt), chosen),
+        *remarks.on_values(chosen),
+        *remarks.on_latent(asked, latent["samples"] is not None, chosen, len(out), drawn, denoise),
+    ):
+        notes.add(remark)
+    progress = ProgressReport(model, math.ceil(drawn * stop_at), previews)
     for rows in groups:
         mask, record = masks[rows[0]], RunRecord()
         if mask.any():
@@ -116,6 +128,7 @@ def sample(
             ).to(out)
             for index, row in enumerate(rows):
                 pictures[row] = _picture(record, index)
+    notes.done()
     latent["samples"] = out
     if stop_at < 1:
         left = (out == 0).all(dim=1, keepdim=True)

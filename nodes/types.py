@@ -1,5 +1,7 @@
 """What all VGT nodes' schemas share: the socket types that only they exchange, and search aliases."""
 
+import inspect
+
 from comfy_api.latest import io
 
 VGTModel = io.Custom("VGT_MODEL")
@@ -11,3 +13,14 @@ Schedule = io.Custom("VGT_SCHEDULE")
 def search_aliases(*words: str) -> dict:
     """Other words the node search finds a node by; hosts before 0.11 have no place for them."""
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
+
+
+def advanced() -> dict:
+    """For an input that is rarely used: newer hosts fold it away, older ones have no word for it."""
+    return {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}
+
+
+def with_defaults(node: type[io.ComfyNode], given: dict) -> dict:
+    """The inputs of a run, with the default of each that an API prompt left out."""
+    defaults = {one.id: one.default for one in node.SCHEMA.inputs if getattr(one, "default", None) is not None}
+    return {**defaults, **given}

@@ -9,19 +9,17 @@ import sys
 from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from tokenizers import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vgt.files.checkpoint import read_checkpoint, save_checkpoint
 from vgt.sampling import SamplingSettings
 from vgt.scenes.wordings import WORDINGS, words
 from vgt.training.text import prompt_normaliser
 
-# The templates were learnt with their capitals, so they keep them. They stand at the start of a turn, or of what follows
-# a picture, where no prompt does.
+# The templates were learnt with their capitals, so they keep them. They stand at the start of a turn, or of what
+# follows a picture, where no prompt does.
 TEMPLATES = (
     (r"\Auser\ngenerate an image(?=[:.])", "user\nGenerate an image"),
     (r"\Adescribe the image\.", "Describe the image."),

@@ -11,10 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from PIL import Image
 
+import update_tiny
 import vgt
 from checkpoints import make_folder
 from graphs import INTERN, QWEN, install_models
-from host import Host
+from host import ROOT, Host
 from interface import FLAGS
 from recorded import FAMILIES
 
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "host" in item.fixturenames:
             item.add_marker("host")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """VGT-Tiny's file with what `scripts/update_tiny.py` gives it."""
+    path = tmp_path_factory.mktemp("tiny") / "vgt-tiny.safetensors"
+    update_tiny.update(ROOT / "models" / "vgt-tiny.safetensors", path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import comfy.model_management as memory
@@ -15,6 +16,20 @@ from ...vgt.run.generation import Progress
 from .loading import VGTModel
 
 
+def _turned_off() -> bool:
+    """Whether the person wants no previews. That none is the host's default does not say so; the flag and, in newer
+    hosts, the setting do."""
+    if args.preview_method != LatentPreviewMethod.NoPreviews:
+        return False
+    if any(argument.startswith("--preview-method") for argument in sys.argv):
+        return True
+    from server import PromptServer
+
+    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    running = queue.currently_running.values() if queue else ()
+    return any(item[3].get("preview_method") == "none" for item in running)
+
+
 class ProgressReport:
     """Moves the node's bar token by token, shows the picture so far, and lets Cancel through."""
 
@@ -23,7 +38,8 @@ class ProgressReport:
     SHARE = 0.04
     """Of the run's time that previews may take."""
 
-    def __init__(self, model: VGTModel, total: int):
+    def __init__(self, model: VGTModel, total: int, previews: bool = True):
+        self._wanted = previews and not _turned_off()
         self._bar = comfy.utils.ProgressBar(max(1, total))
         self._total = total
         self._vae = model.vae
@@ -38,9 +54,7 @@ class ProgressReport:
         """A run of so many tokens and bytes begins; returns the token count to rewind to should it fail."""
         memory.throw_exception_if_processing_interrupted()
         self._before = self._done
-        self._previews = args.preview_method != LatentPreviewMethod.NoPreviews and self._vae.make_ready(
-            (1, LATENT_CHANNELS, *grid), needed, self._sampler
-        )
+        self._previews = self._wanted and self._vae.make_ready((1, LATENT_CHANNELS, *grid), needed, self._sampler)
         return self._before
 
     def rewind(self, start: int) -> None:

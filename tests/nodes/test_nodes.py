@@ -358,10 +358,23 @@ def previewing_host(tmp_path_factory):
         yield running
 
 
-def test_no_previews_by_default(host, models):
+SLOW = {"width": 112, "height": 112, "flow": {"steps": 150}}
+
+
+@pytest.mark.parametrize("previews", [True, False])
+def test_previews_are_shown_unless_the_sampler_says_no(host, models, previews):
     with host.events() as events:
-        host.run(save_latent(draw(width=112, height=112, flow={"steps": 100}, seed=21)))
+        host.run(save_latent(draw(**SLOW, seed=21, previews=previews)))
         events.wait_for("execution_success")
+    assert bool(events.of("preview")) == previews
+
+
+def test_the_hosts_own_flag_turns_previews_off(tmp_path):
+    with Host(tmp_path, ["--preview-method", "none"]) as host:
+        install_models(host)
+        with host.events() as events:
+            host.run(save_latent(draw(**SLOW)))
+            events.wait_for("execution_success")
     assert not events.of("preview")
 
 

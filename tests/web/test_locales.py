@@ -14,7 +14,7 @@ INPUTS = {
     "VGTLoader": 2,
     "VGTEncode": 3,
     "VGTDecode": 2,
-    "VGTARSampler": 19,
+    "VGTARSampler": 20,
     "VGTFlowHeadSettings": 5,
     "VGTRegion": 5,
     "VGTPromptSchedule": 5,

@@ -74,7 +74,8 @@ WORDINGS: tuple[tuple[str, str], ...] = (
 
 def words() -> tuple[str, ...]:
     """All words that a caption of a scene can hold, sorted."""
-    said = [*PREFIXES, *CONJUNCTIONS, *BACKGROUND_WORDS, *COLOURS, *BACKGROUNDS, *SHAPES, *map(plural, SHAPES), "a", "an"]
+    names = [*COLOURS, *BACKGROUNDS, *SHAPES, *map(plural, SHAPES)]
+    said = ["a", "an", *names, *PREFIXES, *CONJUNCTIONS, *BACKGROUND_WORDS]
     for ways in (*NUMBERS.values(), *RELATION_WORDS.values()):
         said.extend(ways)
     return tuple(sorted({word.strip("{},") for text in said for word in text.split()} - {""}))

@@ -42,7 +42,7 @@ _TYPED = [
     ("Red circle above blue square", [("circle", "red"), ("square", "blue")], "above", None),
     ("a star underneath a heart", [("star", None), ("heart", None)], "below", None),
     ("the green heart is to the left of the pink cross", [("heart", "green"), ("cross", "pink")], "left of", None),
-    ("a yellow star left of a blue circle, white background", [("star", "yellow"), ("circle", "blue")], "left of", "white"),
+    ("yellow star left of a blue circle, mint background", [("star", "yellow"), ("circle", "blue")], "left of", "mint"),
     ("a square beneath a triangle on a cream background", [("square", None), ("triangle", None)], "below", "cream"),
     ("on the left a red circle, on the right a blue square", [("circle", "red"), ("square", "blue")], "left of", None),
     ("a purple cross to the right of an orange circle", [("cross", "purple"), ("circle", "orange")], "right of", None),

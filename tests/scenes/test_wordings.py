@@ -1,0 +1,72 @@
+"""Other wordings become those of the captions, and captions stay what they are."""
+
+import random
+import re
+
+import pytest
+
+from vgt.files.checkpoint import read_checkpoint
+from vgt.model import build_tokenizer
+from vgt.scenes.wordings import WORDINGS, words
+from vgt.scenes.world import sample_scene
+from vgt.training.text import prompt_normaliser
+
+READ = {
+    "A red circle, a blue square!": "a red circle and a blue square",
+    "RED circle above blue square": "a red circle above a blue square",
+    "a blue square with a red circle above it": "a blue square below a red circle",
+    "the star is on top of the heart": "a star above a heart",
+    "orange disk on grey": "an orange circle on gray",
+    "Navy background, a pink heart": "a pink heart, navy background",
+    "a couple of violet stars": "two purple stars",
+    "a black cat, five red circles": "a black cat, five red circles",
+}
+
+
+@pytest.fixture(scope="module")
+def captions():
+    drawn = []
+    for index in range(3000):
+        split = ("train", "test")[index % 2]
+        drawn.append(sample_scene(random.Random(f"wordings {index}"), split)[2])
+    return drawn
+
+
+def test_every_caption_stays_as_it_is(captions):
+    normaliser = prompt_normaliser(WORDINGS)
+    assert [caption for caption in captions if normaliser.normalize_str(caption) != caption] == []
+
+
+def test_the_words_are_those_of_the_captions(captions):
+    said = {word for caption in captions for word in re.findall(r"\w+", caption)}
+    assert said == set(words())
+
+
+@pytest.mark.parametrize("typed", READ)
+def test_a_wording_is_read_as_a_caption(typed):
+    assert prompt_normaliser(WORDINGS).normalize_str(typed) == READ[typed]
+
+
+def test_the_updated_file_has_the_weights_and_reads_captions_as_before(captions, tiny):
+    """`update` itself compares the weights; here it is the ids of the whole text, its template included."""
+    from host import ROOT
+
+    before = build_tokenizer(read_checkpoint(ROOT / "models" / "vgt-tiny.safetensors"))
+    after = build_tokenizer(read_checkpoint(tiny))
+    for caption in captions[:500]:
+        one, other = before([caption], [None]), after([caption], [None])
+        assert one.lengths == other.lengths
+        assert (one.ids == other.ids).all()
+    assert before.image_start == after.image_start
+
+
+def test_the_tokenizer_tells_what_training_never_showed(tiny):
+    tokenizer = build_tokenizer(read_checkpoint(tiny))
+    assert tokenizer.never_seen("A Cat and five RED circles, a cat on a black background") == ["cat", "five", "black"]
+    assert tokenizer.never_seen("A red disk, on top of the blue square!") == []
+
+
+def test_a_model_whose_file_names_no_words_says_nothing(tiny):
+    checkpoint = read_checkpoint(tiny)
+    checkpoint.vocabulary = None
+    assert build_tokenizer(checkpoint).never_seen("a cat") == []
