@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 _BLANK = " "
 """The interface takes no empty text."""
+
+
+def prompt_server():
+    """The host's server; None outside of it."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 class Notes:
@@ -33,9 +39,7 @@ class Notes:
             self._show(_BLANK)
 
     def _show(self, text: str) -> None:
-        from server import PromptServer
-
-        server = getattr(PromptServer, "instance", None)
+        server = prompt_server()
         if self._node_id is None or not hasattr(server, "send_progress_text"):
             return
         server.send_progress_text(text, self._node_id)

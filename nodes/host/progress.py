@@ -14,6 +14,7 @@ from PIL import Image
 from ...vgt.config import LATENT_CHANNELS
 from ...vgt.run.generation import Progress
 from .loading import VGTModel
+from .notes import prompt_server
 
 
 def _turned_off() -> bool:
@@ -23,9 +24,7 @@ def _turned_off() -> bool:
         return False
     if any(argument.startswith("--preview-method") for argument in sys.argv):
         return True
-    from server import PromptServer
-
-    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    queue = getattr(prompt_server(), "prompt_queue", None)
     running = queue.currently_running.values() if queue else ()
     return any(item[3].get("preview_method") == "none" for item in running)
 

@@ -73,6 +73,7 @@ def test_values_that_a_version_did_not_have_yet_get_their_defaults(ready):
     del sampler["widgets_values"][-2:]
     graph = workflow_api.to_api(older, ready.object_info())
     expected = VALUES["VGTARSampler"] | {"grouping": "uniform", "denoise": 1.0}
+    expected |= {"stop_at": 1.0, "previews": True}
     assert values(graph)["VGTARSampler"] == expected
     assert len(workflows.pictures(ready, ready.run(graph))) == 4
 
@@ -82,6 +83,8 @@ def test_a_script_with_an_input_that_is_gone_runs_and_one_that_lacks_an_input_is
     sampler = next(node for node in graph.values() if node["class_type"] == "VGTARSampler")
     sampler["inputs"]["style"] = "photographic"
     assert len(workflows.pictures(ready, ready.run(graph))) == 4
-    del sampler["inputs"]["grouping"]
-    with pytest.raises(PromptRejected, match=r"\(VGTARSampler\): Required input is missing: grouping"):
+    del sampler["inputs"]["grouping"]  # which has a default
+    assert len(workflows.pictures(ready, ready.run(graph))) == 4
+    del sampler["inputs"]["prompt"]
+    with pytest.raises(PromptRejected, match=r"\(VGTARSampler\): Required input is missing: prompt"):
         ready.queue(graph)
