@@ -14,7 +14,8 @@ import vgt
 from vgt.config import AutoencoderConfig, FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.families import family
 from vgt.networks.autoencoder import Autoencoder
-from vgt.networks.flow_head import FlowHead, FlowSampler, FlowSettings
+from vgt.networks.flow_head import FlowHead
+from vgt.run.flow import FlowSampler, FlowSettings
 from vgt.run.generation import Generator, draw_noise, generate
 from vgt.sampling import SamplingSettings
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..vgt.networks.flow_head import SOLVERS, FlowSettings
+from ..vgt.run.flow import SOLVERS, FlowSettings
 from ..vgt.sampling import CFG_SCHEDULES, SamplingSettings
 from .types import FlowHead, search_aliases
 

@@ -7,7 +7,7 @@ _EXPORTS = {
     "Model": "model",
     "Change": "run.control",
     "CheckpointError": "files.checkpoint",
-    "FlowSettings": "networks.flow_head",
+    "FlowSettings": "run.flow",
     "Progress": "run.generation",
     "Region": "run.control",
     "RunRecord": "run.record",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .networks.flow_head import SOLVERS
+from .run.flow import SOLVERS
 from .run.order import ORDERS
 from .run.plan import DECODINGS, GROUPINGS
 from .sampling import CFG_SCHEDULES, PUBLISHED, SamplingSettings

@@ -85,6 +85,9 @@ class GeneratorConfig:
     """Rows and columns, in tokens, of the learned position grids, or one number for both: the largest image a model can
     draw."""
 
+    distilled_head: FlowHeadConfig | None = None
+    """A second head that jumps over the flow (networks/distilled_head.py); None: the model has none."""
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the position grids."""
@@ -137,6 +140,9 @@ class ModelConfig:
                 language=_build(found.language_config, generator["language"]),
                 flow_head=_build(FlowHeadConfig, generator["flow_head"]),
                 query_grid=tuple(grid) if isinstance(grid, list | tuple) else int(grid),
+                distilled_head=_build(FlowHeadConfig, generator["distilled_head"])
+                if generator.get("distilled_head")
+                else None,
             ),
             pad_token=str(data["pad_token"]),
         )

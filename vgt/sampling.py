@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
-from .networks.flow_head import FlowSettings
+from .run.flow import FlowSettings
 from .run.order import ORDERS
 from .run.plan import DECODINGS, GROUPINGS
 
@@ -27,6 +27,8 @@ class SamplingSettings:
     """Classifier-free guidance scale; at 1 or less only the conditional rows are computed."""
     cfg_schedule: str | None = None
     """"linear" falls from cfg towards 1 over the groups, "constant" does not."""
+    cfg_end: float | None = None
+    """Share of the picture from which guidance is off, so that a step costs half; 1: it never is."""
     tokens_per_step: int | None = None
     """Tokens drawn at once (the paper's acceleration ratio)."""
     order: str | None = None
@@ -45,6 +47,8 @@ class SamplingSettings:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        if self.cfg_end is not None and not 0 <= self.cfg_end <= 1:
+            raise ValueError(f"cfg_end is {self.cfg_end}; it must lie between 0 and 1.")
         if self.tokens_per_step is not None and self.tokens_per_step < 1:
             raise ValueError(f"tokens_per_step is {self.tokens_per_step}; it must be at least 1.")
 
@@ -81,6 +85,7 @@ PUBLISHED = SamplingSettings(
     seed=0,
     cfg=4.5,
     cfg_schedule="linear",
+    cfg_end=1.0,
     tokens_per_step=1,
     order="random",
     decoding="published",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...vgt.config import LATENT_CHANNELS
-from ...vgt.networks.flow_head import MODULATION_ROWS
 from ...vgt.run import generation
+from ...vgt.run.flow import MODULATION_ROWS
 from ...vgt.run.plan import group_sizes
 from ...vgt.run.record import RunRecord
 from ...vgt.sampling import SamplingSettings

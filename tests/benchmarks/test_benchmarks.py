@@ -10,7 +10,7 @@ import vgt
 from benchmarks import report
 from benchmarks.baseline import Baseline, Head
 from benchmarks.cases import Row, bfloat16_errors
-from vgt.networks.flow_head import FlowSampler, FlowSettings
+from vgt.run.flow import FlowSampler, FlowSettings
 from vgt.run.generation import draw_noise
 
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 import vgt
 from vgt.evaluation import benchmarks, command, reconstruction, results, scenes, sweep
 from vgt.evaluation.drawing import BLOCK, batches, draw
-from vgt.networks.flow_head import FlowSettings
+from vgt.run.flow import FlowSettings
 from vgt.sampling import SamplingSettings
 from vgt.scenes.detector import Detection, Found, detect, judge, mistake, relations
 from vgt.scenes.world import CATEGORIES, Item, Object, Request, Scene, render, sample_scene, to_pixels

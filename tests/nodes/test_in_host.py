@@ -31,7 +31,7 @@ IN_HOST = """
 
     from pack.nodes import sampling
     from pack.nodes.host import drawing, loading, progress
-    from pack.vgt.networks.flow_head import FlowSettings
+    from pack.vgt.run.flow import FlowSettings
     from pack.vgt.sampling import SamplingSettings
     loading.register_model_folder()
     folder_paths.add_model_folder_path("vgt", models)

@@ -71,6 +71,14 @@ def test_a_run_of_the_same_kind_captures_nothing_new(model, captures):
     assert (replayed - eager).abs().max() < 1e-5
 
 
+def test_steps_that_fall_and_guidance_that_ends_have_graphs_of_their_own(model, captures):
+    falling = vgt.FlowSettings(3, final_steps=1)
+    for kind in ({"flow": falling}, {"cfg_end": 0.5}, {"flow": falling, "cfg_end": 0.5}):
+        replayed, eager = both(model, prompts=["a red circle", "two blue stars"], **kind)
+        assert (replayed - eager).abs().max() < 1e-5
+    assert len(captures) == 4  # 2 flow steps; 3, with and without guidance; 2 without, the others being there
+
+
 def test_weights_changed_in_place_count(model, captures):
     """As a LoRA that the host patches into the weights."""
     before, _ = both(model, prompts=["a red circle"])

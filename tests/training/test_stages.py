@@ -148,7 +148,7 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
     latents = channel_norm(torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0)), -1)
     order = [4, 0, 5, 2, 1, 3]
 
-    from vgt.networks.flow_head import FlowSampler, FlowSettings
+    from vgt.run.flow import FlowSampler, FlowSettings
     from vgt.run.generation import run_tensors
     from vgt.run.token_step import TokenStep, step_inputs
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..arguments import add_settings, read_settings
-from ..networks.flow_head import FlowSettings
+from ..run.flow import FlowSettings
 from ..sampling import PUBLISHED, SamplingSettings
 
 DPG = replace(PUBLISHED, flow=FlowSettings(steps=100))

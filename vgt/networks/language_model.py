@@ -33,15 +33,15 @@ class KVCache:
 
     def write(self, layer: int, slot: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k, v [rows, kv_heads, m, head_width] at slots slot … slot+m-1 and return all up to there; or, slot being
-        int64 [m], at those slots, and return the whole cache.
+        int64 [m], at those slots, and return the whole cache. Fewer rows than it has are its first ones.
         """
+        keys, values = self.keys[layer, : len(k)], self.values[layer, : len(k)]
         if isinstance(slot, Tensor):
-            keys, values = self.keys[layer], self.values[layer]
             return keys.index_copy_(2, slot, k), values.index_copy_(2, slot, v)
         end = slot + k.shape[2]
-        self.keys[layer, :, :, slot:end] = k
-        self.values[layer, :, :, slot:end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys[:, :, slot:end] = k
+        values[:, :, slot:end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 def rotary_table(config: LanguageModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:

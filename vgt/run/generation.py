@@ -13,11 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..config import LATENT_CHANNELS, GeneratorConfig
 from ..families import family as find_family
-from ..networks.flow_head import FlowHead, FlowSampler
+from ..networks.distilled_head import DistilledHead
+from ..networks.flow_head import FlowHead
 from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
 from .control import Change, Region, cfg_scales, check_changes, prompt_mixes
+from .flow import FlowSampler, FlowSettings
 from .graphs import GraphCache
 from .order import draw_order
 from .plan import cut_groups, make_plan
@@ -70,7 +72,20 @@ class Generator(nn.Module):
         self.image_in_projector = operations.Linear(LATENT_CHANNELS, width, **factory)
         self.image_out_projector = operations.Linear(width, width, **factory)
         self.flow_head = FlowHead(config.flow_head, width, operations=operations, **factory)
+        self.distilled_head: DistilledHead | None = None
+        if config.distilled_head is not None:
+            self.distilled_head = DistilledHead(config.distilled_head, width, operations=operations, **factory)
         self.graphs = GraphCache()
+
+    def head(self, flow: FlowSettings) -> FlowHead:
+        """The head that the settings' solver asks for. ValueError where the model has none."""
+        if flow.solver != "distilled":
+            return self.flow_head
+        if self.distilled_head is None:
+            raise ValueError(
+                "This model has no distilled flow head; choose another solver, or load a head made for it."
+            )
+        return self.distilled_head
 
 
 @torch.no_grad()
@@ -100,8 +115,8 @@ def generate(
         prompts, negative: text; one negative serves all prompts. None is the published unconditional prompt.
         settings: how; None, and what is open in it, are the published settings. Height and width are multiples of a
             token's pixels, at most as many tokens as the model's query grid has.
-        noise: [B, h*w, steps, 32] by token place, row-major; index 0 is the start, i the noise of step i. Drawn from
-            the seed on the CPU when None.
+        noise: [B, h*w, steps, 32] by token place, row-major; index 0 is the start, i the noise of step i, also of a
+            token that takes fewer steps. Drawn from the seed on the CPU when None.
         latent, mask: [B, 32, h, w] and bool [h, w], given together: only places where mask is True are drawn; the
             others are read by the model first and come back bit for bit. Without a mask, what is zero is drawn. Where
             the known places are those that a run of these settings draws first, the run goes on as if it had never
@@ -126,6 +141,7 @@ def generate(
     _check(generator, prompts, height, width)
     h, w = height // generator.token_pixels, width // generator.token_pixels
     batch = len(prompts)
+    head = generator.head(flow)
 
     if not 0 < stop_at <= 1:
         raise ValueError(f"stop_at is {stop_at}; it must lie between 0 (not included) and 1.")
@@ -144,6 +160,7 @@ def generate(
     groups = cut_groups(drawn, settings.tokens_per_step, settings.grouping)
     shares = _shares(groups, len(known), h * w)
     scales = cfg_scales(_published_scales(cfg, settings.cfg_schedule, len(groups)), shares, changes)
+    scales = [1.0 if share >= settings.cfg_end else scale for scale, share in zip(scales, shares)]
     texts, mixes = prompt_mixes((h, w), groups, shares, regions, changes)
     asked = [prompt if text is None else text for text in texts for prompt in prompts]
     text = tokenizer(asked, _negatives(negative, batch) if max(scales) > 1 else None)
@@ -157,6 +174,8 @@ def generate(
         given=given,
         prompts=len(texts),
         mixes=mixes if len(texts) > 1 else (),
+        rows=_rows(scales, len(asked), len(text.lengths)),
+        flow_steps=[flow.steps_at(share) for share in shares] if flow.final_steps else (),
         decoding=settings.decoding,
         grouping=settings.grouping,
     )
@@ -182,7 +201,15 @@ def generate(
     if known:
         run.latents[:, known] = latent.to(run.latents).flatten(2).transpose(1, 2)[:, known]
     inputs = step_inputs(plan, scales, generator.config.language, generator.dtype, device)
-    fresh = TokenStep(generator, plan, FlowSampler(generator.flow_head, flow, device, generator.dtype), run)
+    sampler = FlowSampler(
+        head,
+        flow,
+        device,
+        generator.dtype,
+        counts=plan.flow_steps,
+        expecting=generator.flow_head if record is not None and flow.solver == "distilled" else None,
+    )
+    fresh = TokenStep(generator, plan, sampler, run)
 
     seen = torch.zeros(h * w, dtype=torch.bool)
     seen[known] = True
@@ -229,6 +256,14 @@ def _published_scales(cfg: float, schedule: str, steps: int) -> list[float]:
     if schedule == "constant":
         return [cfg] * steps
     return [cfg, *(1 + (cfg - 1) * (steps - index) / steps for index in range(1, steps))]
+
+
+def _rows(scales: list[float], conditional: int, rows: int) -> tuple[int, ...]:
+    """How many rows each step feeds: from where guidance ends for good, the conditional ones are enough."""
+    last = max((index for index, scale in enumerate(scales) if scale != 1), default=-1)
+    if rows == conditional or last == len(scales) - 1:
+        return ()
+    return tuple(rows if index <= last else conditional for index in range(len(scales)))
 
 
 def _last_step(groups: list[tuple[int, ...]], stop_at: float) -> int:

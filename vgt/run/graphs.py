@@ -11,6 +11,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -58,15 +59,17 @@ class GraphedSteps:
         self.recurring = recurring(fresh.plan)
 
     def __call__(self, inputs: StepInputs, slot: int) -> None:
-        shape = _shape(inputs.tensors())
+        shape = _shape(inputs.tensors()), inputs.flow_steps
         if shape in self.graphs:
             replay, own = self.graphs[shape]
             torch._foreach_copy_(own.tensors(), inputs.tensors())
             replay()
-        elif self.failed or (len(inputs.embeddings), len(inputs.group)) not in self.recurring:
+        elif self.failed or _size(inputs) not in self.recurring:
             self.step(inputs, slot)
         else:
-            own = StepInputs(*(tensor.clone() for tensor in inputs.tensors()))
+            own = replace(
+                inputs, **{name: part.clone() for name, part in vars(inputs).items() if torch.is_tensor(part)}
+            )
             try:
                 self.graphs[shape] = capture(lambda: self.step(own), self.run.table.device), own
             except RuntimeError as error:  # out of memory is one, too
@@ -170,10 +173,14 @@ class GraphCache:
                 self._kept.popitem(last=False)
 
 
-def recurring(plan: Plan) -> set[tuple[int, int]]:
-    """Sizes of steps, (inputs, tokens drawn), that come up often enough to be captured."""
-    counts = Counter((len(step.kinds), len(step.group)) for step in plan.steps[1:])
+def recurring(plan: Plan) -> set[tuple[int, int, int, int]]:
+    """Sizes of steps (Plan.size) that come up often enough to be captured."""
+    counts = Counter(plan.size(index) for index in range(1, len(plan.steps)))
     return {size for size, count in counts.items() if count >= LEAST}
+
+
+def _size(inputs: StepInputs) -> tuple[int, int, int, int]:
+    return len(inputs.embeddings), len(inputs.group), inputs.rows, inputs.flow_steps
 
 
 def _lies_on_cuda(generator: nn.Module, device: torch.device) -> bool:

@@ -74,6 +74,10 @@ class Plan:
     """Prompts of an image that tokens are drawn from, each a row of the language model."""
     mixes: tuple[tuple[Mix, ...], ...] = ()
     """With several prompts: which of them draw each token of each step."""
+    rows: tuple[int, ...] = ()
+    """Rows that each step feeds, where not all do to the end: the conditional ones, which come first."""
+    flow_steps: tuple[int, ...] = ()
+    """Evaluations of the flow head for each token of each step; empty: as its settings say."""
 
     @property
     def slots(self) -> int:
@@ -88,6 +92,12 @@ class Plan:
     def inputs(self, index: int) -> int:
         """How many inputs step `index` feeds, text included."""
         return len(self.steps[index].kinds) + (self.padded + self.start if index == 0 else 0)
+
+    def size(self, index: int) -> tuple[int, int, int, int]:
+        """What step `index` has in common with others like it: inputs without text, tokens drawn, rows, flow steps."""
+        step = self.steps[index]
+        rows = self.rows[index] if self.rows else len(self.lengths)
+        return len(step.kinds), len(step.group), rows, self.flow_steps[index] if self.flow_steps else 0
 
     def positions(self) -> Tensor:
         """int64 [rows, inputs of all steps one after the other]."""
@@ -112,13 +122,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def visible(slots: Tensor, end: int, lengths: Tensor | None, queries: int) -> Tensor:
+def visible(
+    slots: Tensor, end: int, lengths: Tensor | None, queries: int, padded: Tensor | int | None = None
+) -> Tensor:
     """What a step may see of the cache: bool [rows or 1, m, end].
 
     Args:
         slots: int64 [m], ascending: those that the step writes. No input sees a slot after its own.
         lengths: int64 [rows], text tokens of each row, where the rest up to the longest is hidden; None hides nothing.
         queries: how many of the last inputs do not see each other.
+        padded: the longest, where it is not among `lengths`.
     """
     slot = torch.arange(end, device=slots.device)
     seen = slot <= slots[:, None]
@@ -126,7 +139,7 @@ def visible(slots: Tensor, end: int, lengths: Tensor | None, queries: int) -> Te
         seen = seen & ((slot < slots[-queries]) | (slot == slots[:, None]))
     if lengths is None:
         return seen[None]
-    return seen & ~((slot >= lengths[:, None]) & (slot < lengths.max()))[:, None]
+    return seen & ~((slot >= lengths[:, None]) & (slot < (lengths.max() if padded is None else padded)))[:, None]
 
 
 def group_sizes(tokens: int, tokens_per_step: int, grouping: str = "uniform") -> list[int]:
@@ -171,6 +184,8 @@ def make_plan(
     given: int = 0,
     prompts: int = 1,
     mixes: Sequence[tuple[Mix, ...]] = (),
+    rows: Sequence[int] = (),
+    flow_steps: Sequence[int] = (),
     decoding: str = "published",
     grouping: str = "uniform",
 ) -> Plan:
@@ -183,7 +198,7 @@ def make_plan(
         start: number of tokens of the text `<img>`.
         counts_padding: published decoding counts positions from the padded text instead of running on row by row.
         known: places whose latents are given, in feeding order; the first step feeds them as query and latent.
-        given, prompts, mixes: see Plan.
+        given, prompts, mixes, rows, flow_steps: see Plan.
     """
     if decoding not in DECODINGS:
         raise ValueError(f"decoding is {decoding!r}; it must be one of {', '.join(DECODINGS)}.")
@@ -195,7 +210,19 @@ def make_plan(
     else:
         growing = grouping != "uniform"
         steps = _published_steps(groups, padded, start, tuple(known), tokens_per_step > 1, counts_padding, growing)
-    return Plan(tuple(steps), tuple(lengths), padded, start, isolated, tuple(known), given, prompts, tuple(mixes))
+    return Plan(
+        tuple(steps),
+        tuple(lengths),
+        padded,
+        start,
+        isolated,
+        tuple(known),
+        given,
+        prompts,
+        tuple(mixes),
+        tuple(rows),
+        tuple(flow_steps),
+    )
 
 
 def _pairs(places: Sequence[int]) -> tuple[str, tuple[int, ...]]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..networks.autoencoder import channel_norm
-from ..networks.flow_head import FlowSampler, Mixture
 from ..networks.language_model import KVCache, rotary_table
+from .flow import FlowSampler, Mixture
 from .plan import LATENT, QUERY, Plan, visible
 
 
@@ -43,9 +43,16 @@ class StepInputs:
     """int64 [n]: which token of the group each source is of."""
     weights: Tensor
     """float32 [n]: its weight."""
+    flow_steps: int
+    """Evaluations of the flow head; 0: as its settings say."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that the step feeds: all, or the conditional ones alone, which come first."""
+        return len(self.cos)
 
     def tensors(self) -> list[Tensor]:
-        return list(vars(self).values())
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
 
 @dataclass
@@ -76,12 +83,16 @@ def step_inputs(plan: Plan, scales: list[float], config, dtype: torch.dtype, dev
     slots = [range(step.slot, step.slot + count) for step, count in zip(steps, counts)]
     lists = (rows, columns, places, plan.groups, slots)
     cut = [_upload(one, device) for one in lists]
-    spans = zip(cos.split(counts, dim=2), sin.split(counts, dim=2))
+    fed = plan.rows or [len(plan.lengths)] * len(steps)
+    spans = [
+        (c[:rows], s[:rows]) for c, s, rows in zip(cos.split(counts, dim=2), sin.split(counts, dim=2), fed, strict=True)
+    ]
+    flow_steps = plan.flow_steps or [0] * len(steps)
     cfg = torch.tensor(scales).to(device).unbind()
     mixes = zip(*_mixes(plan, device))
     return [
-        StepInputs(e, c, p, g, *span, s, scale, *mix)
-        for e, c, p, g, s, span, scale, mix in zip(*cut, spans, cfg, mixes, strict=True)
+        StepInputs(e, c, p, g, *span, s, scale, *mix, flow)
+        for e, c, p, g, s, span, scale, mix, flow in zip(*cut, spans, cfg, mixes, flow_steps, strict=True)
     ]
 
 
@@ -114,7 +125,7 @@ class TokenStep:
 
     def tensors(self) -> list[Tensor]:
         """All that differs from run to run."""
-        return [*vars(self.run).values(), self.sampler.time]
+        return [*vars(self.run).values(), *self.sampler.tensors()]
 
     def first(self, step: StepInputs, text: Tensor) -> None:
         """The first step, which feeds text [rows, text tokens, D] before all else."""
@@ -143,8 +154,8 @@ class TokenStep:
         mask = None
         if slot is None or hides_padding or queries > 1:
             end = self.cache.slots if slot is None else slot + embeds.shape[1]
-            lengths = run.lengths if hides_padding else None
-            mask = visible(step.slots, end, lengths, queries)[:, None]
+            lengths = run.lengths[: step.rows] if hides_padding else None
+            mask = visible(step.slots, end, lengths, queries, run.lengths.max())[:, None]
         where = step.slots if slot is None else slot
         return generator.language_model(embeds, (step.cos, step.sin), self.cache, where, mask)
 
@@ -160,7 +171,7 @@ class TokenStep:
         else:
             condition, mixture = self._mixed(step, condition, images)
             noise = noise.transpose(0, 1).flatten(0, 1)
-        drawn = channel_norm(self.sampler(condition, noise, step.cfg, mixture), -1)
+        drawn = channel_norm(self.sampler(condition, noise, step.cfg, mixture, step.flow_steps), -1)
         filled = [(run.latents, drawn)]
         if run.spread.numel():
             filled.append((run.spread, (1 - self.sampler.expected.square().mean(-1)).clamp(0, 1)))
@@ -181,7 +192,7 @@ class TokenStep:
 
     def _embed(self, step: StepInputs) -> Tensor:
         """[rows, m, D]: queries, and latents with the embedding of their place."""
-        run, rows = self.run, len(self.run.lengths)
+        run, rows = self.run, step.rows
         embeds = run.table.index_select(0, step.embeddings).repeat(rows, 1, 1)
         if len(step.columns):
             latents = run.latents.index_select(1, step.places).to(embeds.dtype)
