@@ -94,6 +94,15 @@ PUBLISHED = SamplingSettings(
 )
 """Those of the paper's GenEval."""
 
+PRESETS = {
+    "published": SamplingSettings(cfg_schedule="linear", cfg_end=1.0, flow=FlowSettings()),
+    "balanced": SamplingSettings(
+        cfg_schedule="linear", cfg_end=1.0, flow=FlowSettings(10, solver="euler", final_steps=4)
+    ),
+    "fast": SamplingSettings(cfg_schedule="linear", cfg_end=0.5, flow=FlowSettings(6, solver="euler", final_steps=2)),
+}
+"""Ways to use the flow head, by what one wants of it; docs/frontier.md says what they give."""
+
 
 def default_side(token_pixels: int, grid: int) -> int:
     """Pixels of the side of a picture whose size nobody says: 448 in whole tokens, or the most the model draws.

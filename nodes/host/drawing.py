@@ -110,6 +110,8 @@ def _sampling_memory(
     """
     generator = model.patcher.model
     language, head = generator.config.language, generator.config.flow_head
+    if settings.flow.solver == "distilled":
+        head = generator.config.distilled_head or head
     size = memory.dtype_size(generator.dtype)
     guided = settings.cfg > 1
     rows = len(prompts) * (more + (2 if guided else 1))

@@ -36,6 +36,7 @@ from graphs import (
 )
 from host import Host, Interrupted, is_newer
 from vgt.files.checkpoint import read_checkpoint, save_checkpoint
+from vgt.sampling import PRESETS
 
 # --- the same numbers as in Python -------------------------------------------------------------------------------
 
@@ -67,6 +68,24 @@ def test_flow_head_settings_arrive(host, python_models):
     want = python_models[INTERN].generate(
         "a photo of a cat", height=56, width=56, seed=1, cfg=3.0, cfg_schedule="constant", flow=settings
     )
+    torch.testing.assert_close(got, want.cpu(), **STRICT)
+
+
+def test_the_newer_flow_head_settings_arrive(host, python_models):
+    flow = {"steps": 4, "solver": "exact", "shift": 2.0, "final_steps": 1, "cfg_end": 0.5}
+    settings = vgt.FlowSettings(steps=4, solver="exact", shift=2.0, final_steps=1)
+    want = python_models[INTERN].generate(
+        "a photo of a cat", height=56, width=56, seed=1, cfg=3.0, cfg_end=0.5, flow=settings
+    )
+    torch.testing.assert_close(run_latent(host, draw(flow=flow)), want.cpu(), **STRICT)
+
+
+def test_a_preset_holds_whatever_is_typed(host, python_models):
+    """Without one, as in workflows from before there were any, the typed values hold: see the tests above."""
+    preset = vars(PRESETS["fast"])
+    own = {name: preset[name] for name in ("cfg_schedule", "cfg_end", "flow")}
+    want = python_models[INTERN].generate("a photo of a cat", height=56, width=56, seed=1, cfg=3.0, **own)
+    got = run_latent(host, draw(flow={"steps": 9, "temperature": 0.3, "preset": "fast"}))
     torch.testing.assert_close(got, want.cpu(), **STRICT)
 
 

@@ -15,7 +15,7 @@ INPUTS = {
     "VGTEncode": 3,
     "VGTDecode": 2,
     "VGTARSampler": 20,
-    "VGTFlowHeadSettings": 5,
+    "VGTFlowHeadSettings": 9,
     "VGTRegion": 5,
     "VGTPromptSchedule": 5,
 }

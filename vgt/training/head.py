@@ -1,8 +1,8 @@
 """The distilled head's training: from a model's own flow head, under guidance, to jumps along its trajectories.
 
 The language model has no part in it: its conditions are recorded once (conditions.py). A batch takes some of them,
-each with several noises. The flow head's own path from each noise is the teacher. Two losses: jumps between points of
-a path lead where it leads; and, since a jump over the whole path blurs what it cannot tell apart, the latents drawn in one
+each with several noises. The flow head's own path from each noise is the teacher. Two losses: jumps between points of a
+path lead where it leads; and, since one jump over all of it blurs what it cannot tell apart, the latents drawn in one
 jump and in two are spread as the teacher's are (energy score: Gneiting and Raftery 2007).
 """
 
