@@ -118,6 +118,9 @@ def test_images_of_any_shape_are_encoded_and_decoded(found):
             assert autoencoder.decode(latent).shape == (1, 3, rows * side, columns * side)
     with pytest.raises(ValueError, match=f"multiples of {side}"):
         autoencoder.encode(torch.rand(1, 3, side, side + 1))
+    autoencoder.decode(autoencoder.encode(torch.rand(1, 3, 5 * side, 3 * side))).square().mean().backward()
+    for name, parameter in autoencoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 @pytest.fixture(scope="module")

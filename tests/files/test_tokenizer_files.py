@@ -42,6 +42,10 @@ def test_image_start_of_each_family(vocabulary, qwen):
     assert PromptTokenizer(qwen, "<|endoftext|>").image_start == [20092, 29]  # `<img` and `>`
     internvl3 = family("internvl3").host_tokenizer(vocabulary)
     assert PromptTokenizer(internvl3, "<|endoftext|>").image_start == [151665]
+    # Qwen3 has four tokens more; its last, `</think>`, is 151668.
+    later = family("internvl3_5").host_tokenizer(vocabulary)
+    assert PromptTokenizer(later, "<|endoftext|>").image_start == [151669]
+    assert PromptTokenizer(family("qwen3_vl").host_tokenizer(vocabulary), "</think>").image_start == [20092, 29]
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(vocabulary, tmp_path):
