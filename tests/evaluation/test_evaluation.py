@@ -248,6 +248,83 @@ def test_dpg_is_laid_out_for_its_scorer_and_goes_on(tmp_path):
         benchmarks.dpg(model(), folder, folder, QUICK)
 
 
+def drawn_files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_mjhq_is_laid_out_like_its_reference_pictures_and_goes_on(tmp_path):
+    entries = {f"{n}0a5": {"category": ("art", "food")[n % 2], "prompt": f" a picture, {n}"} for n in range(3)}
+    metadata, folder = tmp_path / "meta_data.json", tmp_path / "drawn"
+    metadata.write_text(json.dumps(entries))
+    benchmarks.mjhq(model(), metadata, folder, QUICK)
+    assert drawn_files(folder) == ["art/00a5.png", "art/20a5.png", "food/10a5.png"]
+    with Image.open(folder / "art/00a5.png") as image:
+        assert image.size == (56, 56)
+    before = (folder / "art/00a5.png").stat().st_mtime_ns
+    (folder / "food/10a5.png").unlink()
+    benchmarks.mjhq(model(), metadata, folder, QUICK)
+    assert (folder / "food/10a5.png").exists() and (folder / "art/00a5.png").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{}", "empty"),
+        ("{]", "no list"),
+        ('["a"]', "no list"),
+        ('{"a": {"prompt": "x"}}', "no list"),
+        ('{"../a": {"category": "art", "prompt": "x"}}', "cannot be the name"),
+        ('{"a": {"category": "..", "prompt": "x"}}', "cannot be the name"),
+    ],
+)
+def test_bad_mjhq_metadata(tmp_path, text, message):
+    (tmp_path / "meta_data.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        benchmarks.mjhq(None, tmp_path / "meta_data.json", tmp_path / "drawn", QUICK)
+
+
+@pytest.mark.parametrize("column", ["prompt_en", "prompt_cn"])
+def test_oneig_is_laid_out_for_its_scorers_and_goes_on(tmp_path, column):
+    table, folder = tmp_path / "OneIG-Bench.csv", tmp_path / "images"
+    rows = [f'{category},000,"a picture, {category}",x\n' for category in benchmarks.ONEIG_FOLDERS]
+    table.write_text(f"category,id,{column},class\n" + "".join(rows), encoding="utf-8")
+    benchmarks.oneig(model(), table, folder, "tiny", QUICK)
+    pictures = [
+        f"{kind}/tiny/000.webp" for kind in ("anime", "human", "multilingualism", "object", "reasoning", "text")
+    ]
+    assert drawn_files(folder) == sorted([*pictures, "tiny.settings.json"])
+    with Image.open(folder / pictures[0]) as image:
+        assert image.size == (112, 112) and image.format == "WEBP"
+        grid = image.tobytes()
+    first = folder / pictures[0]
+    before = (folder / pictures[1]).stat().st_mtime_ns
+    first.unlink()
+    benchmarks.oneig(model(), table, folder, "tiny", QUICK)
+    with Image.open(first) as image:
+        assert np.abs(np.frombuffer(grid, "u1").astype(int) - np.frombuffer(image.tobytes(), "u1")).mean() < 1
+    assert (folder / pictures[1]).stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="another run"):
+        benchmarks.oneig(model(), table, folder, "tiny", replace(QUICK, seed=1))
+    benchmarks.oneig(model(), table, folder, "other", replace(QUICK, seed=1))  # pictures of several models lie together
+    with pytest.raises(ValueError, match="cannot be the name"):
+        benchmarks.oneig(model(), table, folder, "../other", QUICK)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("category,id,prompt_en\n", "empty"),
+        ("category,id\nPortrait,000\n", "prompt 1"),
+        ("category,id,prompt_en\nPortrait,000,x\nLandscape,001,x\n", "prompt 2"),
+        ("category,id,prompt_en\nPortrait,../0,x\n", "cannot be the name"),
+    ],
+)
+def test_bad_oneig_table(tmp_path, text, message):
+    (tmp_path / "OneIG-Bench.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        benchmarks.oneig(None, tmp_path / "OneIG-Bench.csv", tmp_path / "images", "tiny", QUICK)
+
+
 def off_by(amount):
     """A tokenizer whose pictures are `amount` too bright."""
     device = torch.device("cpu")
@@ -333,6 +410,12 @@ def test_the_commands(tmp_path, capsys):
     (tmp_path / "prompts/a.txt").write_text("a star")
     told = run("dpg", checkpoint, tmp_path / "prompts", tmp_path / "drawn", "--size", 56, "--steps", 2)
     assert "--resolution 56" in told and (tmp_path / "drawn/a.png").exists()
+    (tmp_path / "meta_data.json").write_text('{"a": {"category": "art", "prompt": "a star"}}')
+    told = run("mjhq", checkpoint, tmp_path / "meta_data.json", tmp_path / "mjhq", "--size", 56, "--steps", 2)
+    assert "compute_fid" in told and (tmp_path / "mjhq/art/a.png").exists()
+    (tmp_path / "OneIG-Bench.csv").write_text("category,id,prompt_en\nPortrait,000,a star\n")
+    told = run("oneig", checkpoint, tmp_path / "OneIG-Bench.csv", tmp_path / "images", "--size", 56, "--steps", 2)
+    assert "2,2" in told and (tmp_path / "images/human/internvl3/000.webp").exists()
     pytest.importorskip("torchmetrics")
     told = run("reconstruction", checkpoint, "--scenes", 3, "--size", 112)
     assert "PSNR" in told and "not measured" in told

@@ -1,8 +1,10 @@
-"""GenEval and DPG-Bench: draw every prompt of the benchmark's own files into what its official scorer reads."""
+"""The published benchmarks: draw every prompt of a benchmark's own files into what its official scorer reads."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -12,7 +14,16 @@ from ..sampling import SamplingSettings
 from .drawing import BATCH, batches, check_same_run, draw, process, to_image, write_whole
 
 SAMPLES = 4
-"""Pictures a prompt, in both benchmarks."""
+"""Pictures a prompt, in all of them but MJHQ-30K."""
+ONEIG_FOLDERS = {
+    "Anime_Stylization": "anime",
+    "Portrait": "human",
+    "General_Object": "object",
+    "Text_Rendering": "text",
+    "Knowledge_Reasoning": "reasoning",
+    "Multilingualism": "multilingualism",
+}
+"""Where OneIG-Bench's scorers look for the pictures of a category."""
 
 
 def geneval(model, metadata: Path, folder: Path, settings: SamplingSettings, batch: int = BATCH) -> None:
@@ -35,13 +46,7 @@ def geneval(model, metadata: Path, folder: Path, settings: SamplingSettings, bat
         return places[number // SAMPLES] / "samples" / f"{number % SAMPLES:04}.png"
 
     numbers = [SAMPLES * index + k for index in _share(len(prompts)) for k in range(SAMPLES)]
-    missing = [number for number in numbers if not sample(number).exists()]
-    with _bar(numbers, missing) as bar:
-        for some in batches(missing, batch):
-            texts = [prompts[number // SAMPLES]["prompt"].strip() for number in some]
-            for number, pixels in zip(some, draw(model, texts, some, settings)):
-                _save(pixels, sample(number))
-                bar.update()
+    _draw_pictures(model, numbers, lambda n: prompts[n // SAMPLES]["prompt"].strip(), sample, settings, batch)
 
 
 def dpg(model, prompts: Path, folder: Path, settings: SamplingSettings, batch: int = BATCH) -> None:
@@ -59,9 +64,81 @@ def dpg(model, prompts: Path, folder: Path, settings: SamplingSettings, batch: i
         if not text:
             raise ValueError(f"{file} does not begin with a prompt.")
     check_same_run(folder, settings, model, [f"{file.stem}: {text}" for file, text in zip(files, texts)])
-    names = [folder / f"{file.stem}.png" for file in files]
-    mine = list(_share(len(files)))
-    missing = [index for index in mine if not names[index].exists()]
+    _draw_grids(model, texts, [folder / f"{file.stem}.png" for file in files], settings, batch)
+
+
+def mjhq(model, metadata: Path, folder: Path, settings: SamplingSettings, batch: int = BATCH) -> None:
+    """Draw MJHQ-30K: `folder`/CATEGORY/ID.png, one picture a prompt, named as the reference pictures are.
+
+    Args:
+        metadata: the benchmark's meta_data.json, {ID: {"category": …, "prompt": …}}.
+
+    What is there already is kept. Raises ValueError for a file that is no such list, or a folder of another run.
+    Source: playgroundai/MJHQ-30K; its score is clean-fid's FID of the folder against mjhq30k_imgs.
+    """
+    advice = "give MJHQ-30K's meta_data.json"
+    try:
+        listed = json.loads(metadata.read_text(encoding="utf-8"))
+        entries = [(name, entry["category"], entry["prompt"].strip()) for name, entry in listed.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{metadata} is no list of categories and prompts by picture; {advice}.") from error
+    if not entries:
+        raise ValueError(f"{metadata} is empty; {advice}.")
+    places = [folder / _name(category, metadata) / f"{_name(name, metadata)}.png" for name, category, _ in entries]
+    check_same_run(folder, settings, model, [f"{category}/{name}: {text}" for name, category, text in entries])
+    _draw_pictures(model, _share(len(entries)), lambda n: entries[n][2], lambda n: places[n], settings, batch)
+
+
+def oneig(model, prompts: Path, folder: Path, name: str, settings: SamplingSettings, batch: int = BATCH) -> None:
+    """Draw OneIG-Bench: `folder`/anime/NAME/000.webp and so on, each holding four samples, two by two.
+
+    Args:
+        prompts: the benchmark's OneIG-Bench.csv (English) or OneIG-Bench-ZH.csv (Chinese).
+        name: of the model, which the scorers take under --model_names; a folder holds the pictures of several.
+
+    What is there already is kept. Raises ValueError for a file that is no such table, or pictures of another run under
+    this name. Source: OneIG-Bench/OneIG-Benchmark, text2image.py; the scorers' --image_grid is 2,2.
+    """
+    places, texts = [], []
+    with open(prompts, encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file):
+            category, number = row.get("category"), row.get("id")
+            text = (row.get("prompt_en") or row.get("prompt_cn") or "").strip()
+            if category not in ONEIG_FOLDERS or not number or not text:
+                raise ValueError(
+                    f"{prompts}, prompt {len(texts) + 1}: there is no category of OneIG-Bench, id or prompt; "
+                    "give OneIG-Bench.csv or OneIG-Bench-ZH.csv."
+                )
+            places.append(folder / ONEIG_FOLDERS[category] / _name(name, prompts) / f"{_name(number, prompts)}.webp")
+            texts.append(text)
+    if not texts:
+        raise ValueError(f"{prompts} is empty; give OneIG-Bench.csv or OneIG-Bench-ZH.csv.")
+    check_same_run(folder / name, settings, model, [f"{place.parts[-3:]}: {t}" for place, t in zip(places, texts)])
+    _draw_grids(model, texts, places, settings, batch)
+
+
+def _draw_pictures(
+    model,
+    numbers: Iterable[int],
+    text: Callable[[int], str],
+    place: Callable[[int], Path],
+    settings: SamplingSettings,
+    batch: int,
+) -> None:
+    """Draw the pictures of these numbers in the run that are not in their place yet."""
+    numbers = list(numbers)
+    missing = [number for number in numbers if not place(number).exists()]
+    with _bar(numbers, missing) as bar:
+        for some in batches(missing, batch):
+            for number, pixels in zip(some, draw(model, [text(number) for number in some], some, settings)):
+                _save(pixels, place(number))
+                bar.update()
+
+
+def _draw_grids(model, texts: list[str], places: list[Path], settings: SamplingSettings, batch: int) -> None:
+    """Draw four samples of each text, two by two in one file, where it is not in its place yet."""
+    mine = list(_share(len(texts)))
+    missing = [index for index in mine if not places[index].exists()]
     with _bar(mine, missing) as bar:
         at_once = max(1, batch // SAMPLES)
         for start in range(0, len(missing), at_once):
@@ -73,8 +150,15 @@ def dpg(model, prompts: Path, folder: Path, settings: SamplingSettings, batch: i
             ]
             for index, four in zip(group, torch.cat(drawn).split(SAMPLES)):
                 grid = torch.cat((torch.cat((four[0], four[1]), dim=2), torch.cat((four[2], four[3]), dim=2)), dim=1)
-                _save(grid, names[index])
+                _save(grid, places[index])
                 bar.update()
+
+
+def _name(text: str, source: Path) -> str:
+    """A name that a benchmark's file, or a user, gives to a file or folder. ValueError for one that leads elsewhere."""
+    if not isinstance(text, str) or text.startswith(".") or not text or {*"/\\:"} & {*text}:
+        raise ValueError(f"{text!r} cannot be the name of a folder or picture for {source}.")
+    return text
 
 
 def _read_metadata(path: Path) -> list[dict]:
@@ -105,4 +189,5 @@ def _bar(all_of_it, missing) -> tqdm:
 
 
 def _save(pixels, path: Path) -> None:
-    write_whole(path, lambda unfinished: to_image(pixels).save(unfinished, format="PNG"))
+    kind = path.suffix[1:].upper()  # WEBP as the official scripts save it, at Pillow's own quality
+    write_whole(path, lambda unfinished: to_image(pixels).save(unfinished, format=kind))

@@ -1,4 +1,4 @@
-"""The command line: python -m vgt evaluate scenes | reconstruction | geneval | dpg | sweep | results."""
+"""The command line: python -m vgt evaluate scenes | reconstruction | geneval | dpg | mjhq | oneig | sweep | results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..arguments import add_settings, read_settings
 from ..run.flow import FlowSettings
 from ..sampling import PUBLISHED, SamplingSettings
 
-DPG = replace(PUBLISHED, flow=FlowSettings(steps=100))
-"""As the paper draws for DPG-Bench."""
+MANY_STEPS = replace(PUBLISHED, flow=FlowSettings(steps=100))
+"""As the authors draw for DPG-Bench and MJHQ-30K."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +51,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(dpg)
     dpg.add_argument("prompts", type=Path, help="the benchmark's folder of .txt prompts")
     dpg.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
-    _add_drawing(dpg, DPG)
+    _add_drawing(dpg, MANY_STEPS)
     dpg.set_defaults(score=_dpg)
+
+    mjhq = commands.add_parser("mjhq", help="draw MJHQ-30K's prompts into the folders of its reference pictures")
+    _add_model(mjhq)
+    mjhq.add_argument("metadata", type=Path, help="the benchmark's meta_data.json")
+    mjhq.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
+    _add_drawing(mjhq, MANY_STEPS)
+    mjhq.set_defaults(score=_mjhq)
+
+    oneig = commands.add_parser("oneig", help="draw OneIG-Bench's prompts into the folders its scorers read")
+    _add_model(oneig)
+    oneig.add_argument("prompts", type=Path, help="the benchmark's OneIG-Bench.csv or OneIG-Bench-ZH.csv")
+    oneig.add_argument("folder", type=Path, help="where the pictures go; what is there is kept")
+    oneig.add_argument("--name", default=None, help="the model's name there (default: its file's)")
+    _add_drawing(oneig)
+    oneig.set_defaults(score=_oneig)
 
     sweep = commands.add_parser("sweep", help="the scenes score against one setting, a result file each")
     _add_model(sweep)
@@ -175,6 +190,26 @@ def _dpg(options) -> None:
     print(
         f"Score them with DPG-Bench's own script: dpg_bench/compute_dpg_bench.py --image-root-path {options.folder} "
         f"--resolution {settings.height} --pic-num 4 --vqa-model mplug"
+    )
+
+
+def _mjhq(options) -> None:
+    from .benchmarks import mjhq
+
+    model = _load(options)
+    mjhq(model, options.metadata, options.folder, _settings(options, model), options.batch)
+    print(f'Score them with clean-fid: fid.compute_fid("mjhq30k_imgs", "{options.folder}")')
+
+
+def _oneig(options) -> None:
+    from .benchmarks import oneig
+
+    model = _load(options)
+    name = options.name or options.model.name.removesuffix(".safetensors").removesuffix(".pth")
+    oneig(model, options.prompts, options.folder, name, _settings(options, model), options.batch)
+    print(
+        f"Score them with OneIG-Bench's own scripts: run_overall.sh with IMAGE_DIR={options.folder} "
+        f"MODEL_NAMES={name} and the image grid 2,2"
     )
 
 

@@ -73,7 +73,7 @@ def to_image(pixels: Tensor):
 def write_whole(path: Path, write) -> None:
     """`write(path)`, but under another name until all of it is written: a file that is there is whole.
 
-    The other name begins with a dot, which neither of the official scorers takes for a picture of its own.
+    The other name begins with a dot, which none of the official scorers takes for a picture of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name("." + path.name)
@@ -98,7 +98,7 @@ def check_same_run(folder: Path, settings: SamplingSettings, model, prompts: Seq
         if other:
             told = ", ".join(f"{name} {before.get(name)}" for name in other)
             raise ValueError(f"{folder} holds pictures of another run ({told}); settle on that or on another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    note.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own a process: several may write this at once.
     unfinished = note.with_name(f".{note.name}.{process()[0]}")
     unfinished.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
