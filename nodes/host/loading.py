@@ -97,7 +97,7 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     path = _download(name) if name in hub.PUBLISHED else folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
-    checkpoint = read_checkpoint(path, _host_tokenizer)
+    checkpoint = read_checkpoint(path, _host_tokenizer, _model_path)
     device = memory.get_torch_device()
     compute = DTYPES[dtype]
     operations = Operations
@@ -126,6 +126,11 @@ def _download(name: str) -> Path:
         lambda done, total, _what: bar.update_absolute(done, total),
         memory.throw_exception_if_processing_interrupted,
     )
+
+
+def _model_path(name: str) -> str | None:
+    """Where a distilled head's model lies, which need not be the head's own folder."""
+    return folder_paths.get_full_path(FOLDER, name)
 
 
 def _host_tokenizer(name: str) -> bytes | None:

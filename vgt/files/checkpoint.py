@@ -77,10 +77,15 @@ class Checkpoint:
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
 
-def read_checkpoint(path: str | Path, tokenizer_fallback: Callable[[str], bytes | None] | None = None) -> Checkpoint:
-    """Read a model file, or a folder in the published layout.
+def read_checkpoint(
+    path: str | Path,
+    tokenizer_fallback: Callable[[str], bytes | None] | None = None,
+    find: Callable[[str], str | Path | None] | None = None,
+) -> Checkpoint:
+    """Read a model file, a folder in the published layout, or a distilled head's file with its model (head_file.py).
 
     `tokenizer_fallback(family)` gives a tokenizer.json where the base model's tokenizer files are absent.
+    `find(name)` gives the path of a distilled head's model; without it, the model lies beside the head.
     Raises CheckpointError; FileNotFoundError when there is nothing at `path`.
     """
     path = Path(path)
@@ -89,7 +94,7 @@ def read_checkpoint(path: str | Path, tokenizer_fallback: Callable[[str], bytes 
     try:
         if path.is_dir():
             return _read_folder(path, tokenizer_fallback)
-        return _read_file(path, path.parent, tokenizer_fallback)
+        return _read_file(path, path.parent, tokenizer_fallback, find)
     except (TorchFileError, LayoutError) as error:
         raise CheckpointError(f"{path.name} cannot be loaded: {error}.") from error
 
@@ -194,9 +199,13 @@ def _read_folder(folder: Path, tokenizer_fallback) -> Checkpoint:
     return candidates[0]
 
 
-def _read_file(path: Path, folder: Path, tokenizer_fallback) -> Checkpoint:
+def _read_file(path: Path, folder: Path, tokenizer_fallback, find=None) -> Checkpoint:
+    from .head_file import HEAD_KEY, read_head
+
     if path.suffix.lower() == ".safetensors":
         tensors, metadata = _read_safetensors(path)
+        if HEAD_KEY in metadata:
+            return read_head(path, metadata, tensors, lambda name: _model_of(path, name, tokenizer_fallback, find))
         if CONFIG_KEY in metadata:
             return _our_file(path, metadata, tensors)
     elif path.suffix.lower() in _TORCH_SUFFIXES:
@@ -212,6 +221,14 @@ def _read_file(path: Path, folder: Path, tokenizer_fallback) -> Checkpoint:
         if tokenizer_json is None and tokenizer_fallback is not None:
             tokenizer_json = tokenizer_fallback(config.family)
     return Checkpoint(path, config, tensors, tokenizer_json, _with_size(SamplingSettings(), config))
+
+
+def _model_of(head: Path, name: str, tokenizer_fallback, find) -> Checkpoint:
+    """The model that a distilled head names; FileNotFoundError where there is none."""
+    found = head.with_name(name) if find is None else find(name)
+    if found is None or Path(found) == head:
+        raise FileNotFoundError(name)
+    return read_checkpoint(found, tokenizer_fallback)
 
 
 def _with_size(recommended: SamplingSettings, config: ModelConfig) -> SamplingSettings:

@@ -31,6 +31,9 @@ def check_config(config: ModelConfig) -> None:
         _check_language(config.generator.language)
         check_number("flow head width", config.generator.flow_head.width)
         check_number("flow head depth", config.generator.flow_head.depth, MAX_LAYERS)
+        if config.generator.distilled_head is not None:
+            check_number("distilled head width", config.generator.distilled_head.width)
+            check_number("distilled head depth", config.generator.distilled_head.depth, MAX_LAYERS)
         if len(config.generator.grid) != 2:
             raise ValueError(f"a query grid of {len(config.generator.grid)} sides cannot be")
         for side in config.generator.grid:

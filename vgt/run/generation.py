@@ -159,7 +159,7 @@ def generate(
             drawn = [place for place in drawn if wanted[place]]
     groups = cut_groups(drawn, settings.tokens_per_step, settings.grouping)
     shares = _shares(groups, len(known), h * w)
-    scales = cfg_scales(_published_scales(cfg, settings.cfg_schedule, len(groups)), shares, changes)
+    scales = cfg_scales(published_scales(cfg, settings.cfg_schedule, len(groups)), shares, changes)
     scales = [1.0 if share >= settings.cfg_end else scale for scale, share in zip(scales, shares)]
     texts, mixes = prompt_mixes((h, w), groups, shares, regions, changes)
     asked = [prompt if text is None else text for text in texts for prompt in prompts]
@@ -251,7 +251,7 @@ def _shares(groups: list[tuple[int, ...]], known: int, tokens: int) -> list[floa
     return [done / tokens for done in accumulate(sizes, initial=known)]
 
 
-def _published_scales(cfg: float, schedule: str, steps: int) -> list[float]:
+def published_scales(cfg: float, schedule: str, steps: int) -> list[float]:
     """The guidance scale of each step, as VGT's "linear" or "constant" schedule has it."""
     if schedule == "constant":
         return [cfg] * steps

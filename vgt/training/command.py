@@ -1,4 +1,4 @@
-"""`python -m vgt train captioner|autoencoder|generator CONFIG.toml`, and `tiny`, which runs all of them."""
+"""`python -m vgt train captioner|autoencoder|generator|head CONFIG.toml`, and `tiny`, which runs all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .settings import Settings, TrainingError
 
-STAGES = ("captioner", "autoencoder", "generator")
+STAGES = ("captioner", "autoencoder", "generator", "head")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
