@@ -1,17 +1,17 @@
-"""Listen to a running ComfyUI: a small WebSocket client (RFC 6455, the receiving side). Standard library only."""
+"""Listen to a running ComfyUI over its WebSocket. Needs aiohttp, which ComfyUI installs."""
 
-import base64
+import asyncio
 import contextlib
 import json
-import os
-import socket
 import struct
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+import aiohttp
+
 PREVIEW_IMAGE, PROGRESS_TEXT, PREVIEW_IMAGE_WITH_METADATA = 1, 3, 4
 
 
@@ -35,14 +35,11 @@ class EventStream:
         """Connect, and return when the host will send to this client. Raises OSError if it does not accept."""
         self.events: list[Event] = []
         self._arrived = threading.Condition()
-        self._socket = socket.create_connection((host, port), timeout=30)
-        self._reader = self._socket.makefile("rb")
-        self._handshake(f"{host}:{port}", client_id)
-        # Previews come with the id of their node only to clients that say so in their first message.
-        self._send(TEXT, json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}).encode())
-        self._socket.settimeout(None)
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._connected = Future()
+        listening = self._listen(f"http://{host}:{port}/ws?clientId={client_id}")
+        self._thread = threading.Thread(target=asyncio.run, args=(listening,), daemon=True)
         self._thread.start()
+        self._loop, self._socket = self._connected.result(30)
         self.wait_for("feature_flags", timeout=30)  # the host's answer: it has read ours
 
     def wait_for(self, type, matches=lambda data: True, timeout=60):
@@ -65,11 +62,9 @@ class EventStream:
 
     def close(self):
         """End the connection; the events stay."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
-        self._reader.close()
-        self._socket.close()
+        with contextlib.suppress(RuntimeError):  # the host has closed it, and the loop has ended
+            asyncio.run_coroutine_threadsafe(self._socket.close(), self._loop)
+        self._thread.join(15)
 
     def __enter__(self):
         return self
@@ -77,61 +72,24 @@ class EventStream:
     def __exit__(self, *_):
         self.close()
 
-    def _handshake(self, host, client_id):
-        key = base64.b64encode(os.urandom(16)).decode()
-        self._socket.sendall(
-            f"GET /ws?clientId={client_id} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        status = self._reader.readline().decode("latin-1").strip()
-        while self._reader.readline().strip():
-            pass
-        if " 101 " not in f"{status} ":
-            raise OSError(f"ComfyUI refused the WebSocket connection ({status}).")
-
-    def _send(self, opcode, payload):
-        """Send one frame; a client's frames are masked, and ours stay under 64 KiB."""
-        length = bytes([0x80 | len(payload)]) if len(payload) < 126 else struct.pack(">BH", 0x80 | 126, len(payload))
-        mask = os.urandom(4)
-        masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
-        self._socket.sendall(bytes([0x80 | opcode]) + length + mask + masked)
-
-    def _read(self):
-        message, kind = b"", None
-        try:
-            while True:
-                final, opcode, payload = self._frame()
-                if opcode == CLOSE:
+    async def _listen(self, address):
+        async with aiohttp.ClientSession() as session:
+            try:
+                socket = await session.ws_connect(address, max_msg_size=0)
+            except (OSError, aiohttp.ClientError) as error:
+                self._connected.set_exception(OSError(f"ComfyUI refused the WebSocket connection ({error})."))
+                return
+            # Previews come with the id of their node only to clients that say so in their first message.
+            await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+            self._connected.set_result((asyncio.get_running_loop(), socket))
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.ERROR:
                     return
-                if opcode == PING:
-                    self._send(PONG, payload)
-                if opcode >= CLOSE:
-                    continue
-                message, kind = message + payload, opcode or kind  # opcode 0 continues the frame before
-                if final:
-                    self._add(kind, message)
-                    message = b""
-        except (OSError, EOFError, ValueError):
-            return  # closed, from this side or the other
-
-    def _frame(self):
-        first, second = self._exactly(2)
-        length = second & 0x7F
-        if length >= 126:
-            length = int.from_bytes(self._exactly(2 if length == 126 else 8), "big")
-        return bool(first & 0x80), first & 0x0F, self._exactly(length)
-
-    def _exactly(self, count):
-        data = self._reader.read(count)
-        if len(data) < count:
-            raise EOFError
-        return data
-
-    def _add(self, kind, message):
-        event = _binary_event(message) if kind == BINARY else _text_event(message)
-        with self._arrived:
-            self.events.append(event)
-            self._arrived.notify_all()
+                binary = message.type == aiohttp.WSMsgType.BINARY
+                event = _binary_event(message.data) if binary else _text_event(message.data)
+                with self._arrived:
+                    self.events.append(event)
+                    self._arrived.notify_all()
 
 
 def _text_event(message):

@@ -1,4 +1,4 @@
-"""Start a real ComfyUI with this pack in it, and talk to it over HTTP. Standard library only."""
+"""Start a real ComfyUI with this pack in it, and talk to it over HTTP. Standard library only, but for `events`."""
 
 import atexit
 import contextlib
@@ -14,8 +14,6 @@ import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
-
-from comfy_events import EventStream
 
 PACK = Path(__file__).resolve().parent.parent
 FOLDERS = ("custom_nodes", "input", "models/vgt", "output", "temp", "user")
@@ -250,6 +248,8 @@ class Host:
 
     def events(self):
         """An EventStream (a context manager) of what the host sends while prompts of this object run."""
+        from comfy_events import EventStream  # needs aiohttp, as nothing else here does
+
         return EventStream("127.0.0.1", self.port, self.client_id)
 
 

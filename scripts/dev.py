@@ -1,8 +1,8 @@
 """Set up and run everything a developer needs: `python3 scripts/dev.py demo | test | serve`.
 
-Standard library only. The first run makes .venv, installs PyTorch, ComfyUI's requirements and requirements-dev.txt into
-it, and gets ComfyUI into .cache/ComfyUI (or uses the one that the environment variable COMFYUI_PATH names); later runs
-check a stamp and start work at once.
+Standard library only until .venv is there. The first run makes .venv, installs PyTorch, ComfyUI's requirements and
+requirements-dev.txt into it, and gets ComfyUI into .cache/ComfyUI (or uses the one that the environment variable
+COMFYUI_PATH names); later runs check a stamp and start work at once.
 """
 
 import argparse
@@ -18,7 +18,21 @@ from pathlib import Path
 import comfy_host
 import dev_setup
 import workflow_api
-from dev_setup import CACHE, NEWER_PYTHON, PYTHON, ROOT, Failure, Killed, say, started
+from dev_setup import CACHE, NEWER_PYTHON, PYTHON, ROOT, VENV, Failure, Killed, say, started
+
+
+def in_venv():
+    """Whether this is the python of .venv, which has ComfyUI's requirements."""
+    return Path(sys.prefix).resolve() == VENV.resolve()
+
+
+def again_in_venv():
+    """Run the same command with the python of .venv, in this process where the system can. Returns the exit status."""
+    command = [str(PYTHON), *sys.argv]
+    if os.name == "nt":  # where exec starts another process and ends this one
+        return subprocess.run(command).returncode
+    sys.stdout.flush()
+    return os.execv(command[0], command)
 
 
 def demo(comfyui, prompt, output):
@@ -145,6 +159,8 @@ def main():
                 say(f"going on without the tests in a browser, as this {error}")
             dev_setup.fetch_frontend()
         if options.command == "demo":
+            if not in_venv():  # listening to ComfyUI needs aiohttp
+                return again_in_venv()
             return demo(comfyui, options.prompt, options.output.resolve())
         if options.command == "serve":
             return serve(comfyui, options.port, rest)

@@ -1,12 +1,18 @@
 """The parts of the scripts that need no host: converting workflows, requirement lists, the graph's prompt."""
 
+import os
+import signal
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import dev
 import dev_setup
 from comfy_events import _binary_event
+from host import ROOT
 from workflow_api import WorkflowError, to_api
 
 INFO = {
@@ -121,6 +127,26 @@ def test_prompt_is_set_where_one_is_typed_in():
     assert graph["2"]["inputs"]["prompt"] == "a dog"
     with pytest.raises(dev_setup.Failure, match="no node with a prompt"):
         dev.set_prompt({}, "a dog")
+
+
+@pytest.mark.parametrize("command", ["demo", "test", "serve"])
+def test_starts_with_the_standard_library_alone(command):
+    done = subprocess.run(
+        [sys.executable, "-S", ROOT / "scripts" / "dev.py", command, "--help"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_demo_goes_on_in_the_environment_that_setting_up_made(monkeypatch):
+    commands = []
+    monkeypatch.setattr(dev_setup, "prepare", lambda: "ComfyUI")
+    monkeypatch.setattr(dev, "VENV", Path("elsewhere"))
+    monkeypatch.setattr(os, "name", "posix")
+    monkeypatch.setattr(os, "execv", lambda path, command: commands.append(command) or 0)
+    monkeypatch.setattr(sys, "argv", ["dev.py", "demo", "--prompt", "a star"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert dev.main() == 0
+    assert commands == [[str(dev_setup.PYTHON), "dev.py", "demo", "--prompt", "a star"]]
 
 
 def test_previews_and_progress_texts_are_read():

@@ -9,6 +9,8 @@ import sys
 import pytest
 from PIL import Image
 
+import comfy_host
+from comfy_events import EventStream
 from host import ROOT, Host, HostError, PromptRejected, comfyui_path
 
 
@@ -54,6 +56,15 @@ def test_run_returns_the_picture(host):
     assert picture.size == (16, 8)
     assert picture.getpixel((0, 0)) == (0x33, 0x66, 0x99)
     assert (host.base / "output" / image["filename"]).is_file()
+
+
+def test_a_connection_that_is_refused_says_so(host):
+    with pytest.raises(OSError, match="refused the WebSocket connection"):
+        EventStream("127.0.0.1", comfy_host.free_port(), "nobody")
+    with host.events() as events:
+        pass
+    with pytest.raises(TimeoutError, match="executed"):  # closed: nothing more can come
+        events.wait_for("executed", timeout=5)
 
 
 def test_invalid_prompt_is_rejected_and_says_where(host):
