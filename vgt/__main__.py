@@ -8,18 +8,32 @@ from pathlib import Path
 
 from .arguments import add_settings, read_settings
 from .files.hub import HubError
+from .picture_files import FORMATS, check_writable, picture_paths, read_picture, write_picture
 from .steering_arguments import add_steering, read_steering, write_latent
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors a user can mend are one sentence on stderr."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "texts") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.texts += rest  # what stands behind an option
     try:
         options.run(options)
     except (ValueError, OSError, HubError) as error:
-        print(f"vgt: {error}", file=sys.stderr)
+        print(f"vgt: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _sentence(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return f"There is no {error.filename}; check the name."
+    return f"{error.filename} cannot be used: {error.strerror}."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,18 +47,26 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="draw an image from a prompt")
     _add_model(generate)
-    generate.add_argument("prompt")
-    generate.add_argument("output", type=Path, help="the PNG to write; with --batch, -0, -1 … are put before .png")
-    generate.add_argument("--negative", default=None, help="what to stay away from")
+    generate.add_argument(
+        "texts",
+        nargs="+",
+        metavar="PROMPT … OUTPUT",
+        help=f"what to draw, one prompt or several, and the picture to write ({', '.join(FORMATS)}); of several "
+        "pictures -0, -1 … stand before the ending",
+    )
+    generate.add_argument("--prompts-file", type=Path, metavar="FILE", help="a text file with a prompt a line")
+    generate.add_argument("--negative", default=None, help="what to stay away from (default: nothing)")
     add_settings(generate)
     add_steering(generate)
-    generate.add_argument("--batch", type=int, default=1, help="images to draw")
+    generate.add_argument("--batch", type=int, default=1, help="pictures of each prompt (default: 1)")
+    _add_force(generate)
     generate.set_defaults(run=_generate)
 
     reconstruct = commands.add_parser("reconstruct", help="push an image through the tokenizer and back")
     _add_model(reconstruct)
     reconstruct.add_argument("image", type=Path)
-    reconstruct.add_argument("output", type=Path, help="the PNG to write")
+    reconstruct.add_argument("output", type=Path, help=f"the picture to write ({', '.join(FORMATS)})")
+    _add_force(reconstruct)
     reconstruct.set_defaults(run=_reconstruct)
 
     from .evaluation import command as evaluation
@@ -61,8 +83,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=Path, help="a model file, a folder in the published layout, or a published model's name"
     )
-    parser.add_argument("--device", default=None, help="cpu, cuda, mps …; the best there is by default")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
+    parser.add_argument("--device", help="cpu, cuda, mps … (default: cuda where there is one, else cpu)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="to compute in (default: float32 on the CPU, bfloat16 elsewhere)",
+    )
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="write over a file that is there")
 
 
 def _load(options):
@@ -70,8 +100,20 @@ def _load(options):
 
     from . import load
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return load(options.model, device, options.dtype and getattr(torch, options.dtype))
+
+
+def _usable_device(name: str):
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"--device {name} cannot be used here ({reason}); leave it out, or choose cpu.") from error
+    return device
 
 
 def _convert(options) -> None:
@@ -84,43 +126,65 @@ def _convert(options) -> None:
 def _generate(options) -> None:
     from tqdm import tqdm
 
+    from .model import to_image
     from .run.record import RunRecord
 
+    *prompts, output = options.texts
+    if options.prompts_file is not None:
+        lines = options.prompts_file.read_text(encoding="utf-8").splitlines()
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"There is no prompt, only {output}; give prompt and output, or --prompts-file and output.")
+    if len(prompts) > 1 and (options.plan or options.latent or options.go_on):
+        raise ValueError("--plan, --latent and --go-on are of one prompt; leave the others out.")
+    if options.batch < 1:
+        raise ValueError(f"--batch is {options.batch}; it must be at least 1.")
+    paths = picture_paths(Path(output), len(prompts) * options.batch, options.force)
+    for path in (options.plan, options.latent):
+        if path is not None:
+            check_writable(path)
     model = _load(options)
     settings = read_settings(options, model.recommended)
     side = model.config.token_pixels
     steering = read_steering(options, (settings.height // side, settings.width // side))
     record = RunRecord() if options.plan else None
-    with tqdm(unit="token", delay=0.001) as bar:  # not shown for a run that does not begin
+    if model.tokenizer is not None:
+        for prompt in prompts:
+            if unknown := model.tokenizer.never_seen(prompt):
+                print(f"vgt: never seen: {', '.join(unknown)}", file=sys.stderr)
+    remaining = iter(paths)
+    for prompt in prompts:  # one after the other: a batch of several would pad, which published decoding sees
+        with tqdm(unit="token", delay=0.001) as bar:  # not shown for a run that does not begin
 
-        def progress(state):
-            bar.total = state.total
-            bar.update(state.done - bar.n)
+            def progress(state, bar=bar):
+                bar.total = state.total
+                bar.update(state.done - bar.n)
 
-        latent = model.generate(
-            [options.prompt] * options.batch,
-            options.negative,
-            **vars(settings),
-            **steering,
-            record=record,
-            progress=progress,
-        )
-    if options.latent is not None:
-        write_latent(latent, options.latent)
-    if record is not None:
-        record.picture().save(options.plan)
-        print(options.plan)
-    for index, pixels in enumerate(model.decode(latent)):
-        name = f"{options.output.stem}-{index}" if options.batch > 1 else options.output.stem
-        _write_png(pixels, options.output.with_name(name + ".png"))
+            latent = model.generate(
+                [prompt] * options.batch,
+                options.negative,
+                **vars(settings),
+                **steering,
+                record=record,
+                progress=progress,
+            )
+        if options.latent is not None:
+            write_latent(latent, options.latent)
+        if record is not None:
+            record.picture().save(options.plan)
+            print(options.plan)
+        said = {"model": options.model.name, "prompt": prompt, "negative": options.negative, **settings.to_dict()}
+        for index, pixels in enumerate(model.decode(latent)):
+            write_picture(to_image(pixels), next(remaining), {**said, "index": index})
 
 
 def _reconstruct(options) -> None:
     import torch
-    from PIL import Image, ImageOps
 
-    with Image.open(options.image) as image:
-        image = ImageOps.exif_transpose(image).convert("RGB")
+    from .model import to_image
+
+    image = read_picture(options.image)
+    (path,) = picture_paths(options.output, 1, options.force)
     model = _load(options)
     side = model.config.token_pixels
     width, height = image.width // side * side, image.height // side * side
@@ -131,18 +195,9 @@ def _reconstruct(options) -> None:
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, height, width, 3).movedim(-1, 1)
     original = pixels / 255
     decoded = model.decode(model.encode(original)).cpu()
-    _write_png(decoded[0], options.output)
+    write_picture(to_image(decoded[0]), path)
     error = (((decoded + 1) / 2).clamp(0, 1) - original).square().mean()
     print(f"PSNR {-10 * error.log10():.2f} dB")
-
-
-def _write_png(pixels, path: Path) -> None:
-    """pixels [3, H, W] in [-1, 1]; what lies outside is clamped."""
-    from .model import to_image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_image(pixels).save(path)
-    print(path)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,17 @@ def test_the_command_line_steers(tmp_path, monkeypatch, capsys):
     left.paste(255, (0, 0, 56, 112))
     left.save("left.png")
     model = str(recorded.FIXTURES / "internvl3")
-    base = ["generate", model, "a cat", "out.png", "--width=112", "--height=112", "--steps=2", "--device=cpu"]
+    base = [
+        "generate",
+        model,
+        "a cat",
+        "out.png",
+        "--width=112",
+        "--height=112",
+        "--steps=2",
+        "--device=cpu",
+        "--force",
+    ]
     steer = ["--region", "a dog", "left.png", "1", "1", "--change", "0.5", "a boat", "--cfg-change", "0.5", "2"]
     steer += ["--order-map", "left.png", "--plan", "plan.png"]
     assert main([*base, *steer, "--latent", "whole.safetensors"]) == 0
