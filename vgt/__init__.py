@@ -4,10 +4,15 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "load": "model",
+    "BadFile": "files.transfer",
+    "DiskFull": "files.transfer",
+    "HubError": "files.transfer",
     "Model": "model",
     "Change": "run.control",
     "CheckpointError": "files.checkpoint",
     "FlowSettings": "run.flow",
+    "FlowSettings": "networks.flow_head",
+    "Offline": "files.transfer",
     "Progress": "run.generation",
     "Region": "run.control",
     "RunRecord": "run.record",
@@ -15,10 +20,14 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "BadFile",
     "Change",
     "CheckpointError",
+    "DiskFull",
     "FlowSettings",
+    "HubError",
     "Model",
+    "Offline",
     "Progress",
     "Region",
     "RunRecord",

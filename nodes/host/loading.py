@@ -82,9 +82,11 @@ def warn_if_installed_twice() -> None:
 
 
 def model_names() -> list[str]:
-    """Names for the Loader's list: what comes with the pack, what the user has, what can be downloaded."""
-    names = [name for name in folder_paths.get_filename_list(FOLDER) if not name.startswith(hub.WORK)]
-    return sorted(names, key=lambda name: (not (_BUNDLED / name).is_file(), name)) + list(hub.PUBLISHED)
+    """Names for the Loader's list: what is on the disk, then what can be downloaded; tokenizers alone last."""
+    files = [name for name in folder_paths.get_filename_list(FOLDER) if not name.startswith(hub.WORK)]
+    files.sort(key=lambda name: (not (_BUNDLED / name).is_file(), name))
+    names = [*files, *hub.PUBLISHED]
+    return sorted(names, key=lambda name: name.lower().replace("_", "-").startswith("vgt-ae"))
 
 
 def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:

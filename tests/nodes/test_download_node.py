@@ -1,5 +1,7 @@
 """The Loader downloads a published model in a real ComfyUI, from a local hub."""
 
+import re
+
 import pytest
 
 import workflows
@@ -97,5 +99,10 @@ def test_a_hub_that_does_not_have_it(hub, hub_host):
 
 def test_offline_says_which_files_to_put_where(tmp_path):
     with Host(tmp_path / "comfy", env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}) as offline:
-        with pytest.raises(HostError, match=r"offline mode.*Put .* of hustvl/vgt_qwen25vl_2B_sft into .*models.vgt"):
+        with pytest.raises(HostError, match=r"offline mode") as caught:
             offline.run(draw(NAME))
+    assert caught.value.exception_type == "vgt.Offline"
+    (title, *lines) = str(caught.value).splitlines()
+    assert title.endswith("Fetch these elsewhere, and run again:")
+    assert [line.startswith("- ") for line in lines] == [True] * 3
+    assert re.search(r"^- hustvl/vgt_qwen25vl_2B_sft: the .pth file into .*models.vgt", lines[0])

@@ -55,6 +55,8 @@ _MAX_TOKENIZER = 256 << 20
 class CheckpointError(ValueError):
     """A model file cannot be used. The message names the file, what is wrong, and what it was taken for."""
 
+    __module__ = "vgt"  # where it is imported from; the host shows this in its log and API
+
 
 @dataclass
 class Checkpoint:

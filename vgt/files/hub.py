@@ -140,13 +140,16 @@ def download(name: str, folder: str | Path, progress: Progress | None = None, ch
 
 
 def missing_files_message(name: str, place: str | Path) -> str:
-    """Say which files of which repositories to put where below `place`, so that no network is needed."""
+    """A short list: which files of which repositories to put where below `place`, so that no network is needed."""
     model, place = _published(name), Path(place)
-    weights = model.weights or "the .pth file"
-    tokenizer = " and the tokenizer files (tokenizer.json, …)" if model.tokenizer else ""
-    return (
-        f"Put {weights} of {model.repository} into {place}, {CONFIG}{tokenizer} of {model.base} into {place / 'base'}, "
-        f"and {CONFIG} of {DC_AE} into {place / 'dc_ae'}."
+    tokenizer = ", tokenizer.json or vocab.json and merges.txt" if model.tokenizer else ""
+    return "\n".join(
+        (
+            "Fetch these elsewhere, and run again:",
+            f"- {model.repository}: {model.weights or 'the .pth file'} into {place}",
+            f"- {model.base}: {CONFIG}{tokenizer} into {place / 'base'}",
+            f"- {DC_AE}: {CONFIG} into {place / 'dc_ae'}",
+        )
     )
 
 

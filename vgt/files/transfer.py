@@ -39,17 +39,25 @@ Check = Callable[[], object]
 class HubError(RuntimeError):
     """A download that cannot go on. The message says what, of which file or repository, and what to do."""
 
+    __module__ = "vgt"  # where it is imported from; the host shows this in its log and API
+
 
 class Offline(HubError):
     """The hub cannot be reached, and the files are not here."""
+
+    __module__ = "vgt"
 
 
 class DiskFull(HubError):
     """There is no room for the download or the converted file."""
 
+    __module__ = "vgt"
+
 
 class BadFile(HubError):
     """A file is not what the hub lists, by size or by hash."""
+
+    __module__ = "vgt"
 
 
 class _Cancelled(Exception):
