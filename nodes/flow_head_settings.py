@@ -24,16 +24,23 @@ class VGTFlowHeadSettings(io.ComfyNode):
             "without this node the sampler uses the model's own.",
             inputs=[
                 io.Int.Input(
-                    "steps", default=30, min=1, max=1000, tooltip="Flow steps a token. The paper uses 30 and 100."
+                    "steps",
+                    optional=True,
+                    default=30,
+                    min=1,
+                    max=1000,
+                    tooltip="Flow steps a token. The paper uses 30 and 100.",
                 ),
                 io.Combo.Input(
                     "cfg_schedule",
+                    optional=True,
                     options=list(CFG_SCHEDULES),
                     default="linear",
                     tooltip="linear lowers cfg towards 1 while the picture fills up, constant keeps it.",
                 ),
                 io.Float.Input(
                     "last_step",
+                    optional=True,
                     default=0.04,
                     min=0.001,
                     max=0.999,
@@ -42,6 +49,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "solver",
+                    optional=True,
                     options=list(SOLVERS),
                     default="euler_maruyama",
                     tooltip="euler_maruyama is the published one and adds noise at each step; exact does so too and "
@@ -50,6 +58,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "temperature",
+                    optional=True,
                     default=1.0,
                     min=0.0,
                     max=2.0,
@@ -97,11 +106,11 @@ class VGTFlowHeadSettings(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        steps,
-        cfg_schedule,
-        last_step,
-        solver,
-        temperature,
+        steps=30,
+        cfg_schedule="linear",
+        last_step=0.04,
+        solver="euler_maruyama",
+        temperature=1.0,
         shift=1.0,
         final_steps=0,
         cfg_end=1.0,

@@ -11,7 +11,6 @@ _EXPORTS = {
     "Change": "run.control",
     "CheckpointError": "files.checkpoint",
     "FlowSettings": "run.flow",
-    "FlowSettings": "networks.flow_head",
     "Offline": "files.transfer",
     "Progress": "run.generation",
     "Region": "run.control",
