@@ -2,7 +2,7 @@
 
 import torch
 
-from vgt.families import family
+from vgt.families import family, recognise_published
 
 NAMES = {  # of transformers before and after 4.52, and of the models' own repositories
     "language_model.model.norm.weight": ("language_model.model.norm.weight", "model.language_model.norm.weight"),
@@ -31,3 +31,16 @@ def test_queries_keys_and_values_are_joined_in_their_order():
     (joined,) = family("internvl3").from_hub(parts).items()
     assert joined[0] == "vision_model.encoder.layers.0.attn.qkv.weight"
     assert joined[1][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_a_published_file_is_of_shows_in_its_language_model_or_config():
+    tower = {"encoder.embeddings.patch_embedding.weight": None}
+    name = "lmm.language_model.model.layers.0.self_attn.{}.weight"
+    for tensors, config, expected in (
+        (tower, {}, "internvl3"),
+        (tower, {"llm_config": {"model_type": "qwen2"}}, "internvl3"),
+        (tower, {"llm_config": {"model_type": "qwen3"}}, "internvl3_5"),
+        (tower | {name.format("q_proj"): None}, {"llm_config": {"model_type": "qwen3"}}, "internvl3"),
+        (tower | {name.format("q_norm"): None}, {}, "internvl3_5"),
+    ):
+        assert recognise_published(tensors, config).name == expected
