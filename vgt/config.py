@@ -46,6 +46,11 @@ class AutoencoderConfig:
         """Side in pixels of the square that one token stands for."""
         return self.vision.token_pixels
 
+    @property
+    def only_side(self) -> int:
+        """Side in pixels of the only images that the vision tower takes; 0: any of whole tokens."""
+        return getattr(self.vision, "only_grid", 0) * self.token_pixels
+
 
 @dataclass(frozen=True)
 class LanguageModelConfig:

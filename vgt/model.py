@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from .config import ModelConfig
 from .families import family
 from .files.by_name import find
 from .files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
+from .files.sizes import LayoutError
 from .networks.autoencoder import Autoencoder
 from .prompt import PromptTokenizer
 from .run.control import Change, Region
@@ -151,7 +153,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
 
 def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, device="cpu") -> Autoencoder:
     """VGT-AE with its weights; on the CPU they are memory-mapped where the file is in `dtype` already."""
-    module = Autoencoder(checkpoint.config.autoencoder, operations=operations, device="meta", dtype=dtype)
+    with _named_in_errors(checkpoint):
+        module = Autoencoder(checkpoint.config.autoencoder, operations=operations, device="meta", dtype=dtype)
     taken_for = f"a VGT-AE ({checkpoint.config.family})"
     load_state(module, checkpoint.state("autoencoder"), checkpoint.path, taken_for, device)
     return module.to(device).eval()
@@ -160,11 +163,20 @@ def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=
 def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, device="cpu") -> Generator:
     """VGT-AR with its weights; on the CPU they are memory-mapped where the file is in `dtype` already."""
     config = checkpoint.config
-    module = Generator(
-        config.generator, config.family, config.token_pixels, operations=operations, device="meta", dtype=dtype
-    )
+    options = {"operations": operations, "device": "meta", "dtype": dtype}
+    with _named_in_errors(checkpoint):
+        module = Generator(config.generator, config.family, config.token_pixels, **options)
     load_state(module, checkpoint.state("generator"), checkpoint.path, f"a VGT generator ({config.family})", device)
     return module.to(device).eval()
+
+
+@contextmanager
+def _named_in_errors(checkpoint: Checkpoint):
+    """Name the file where its parts cannot be built, because what they are built from is not here."""
+    try:
+        yield
+    except LayoutError as error:
+        raise CheckpointError(f"{checkpoint.path.name} cannot be loaded: {error}.") from error
 
 
 def build_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
@@ -177,7 +189,8 @@ def build_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
             f"{checkpoint.path.name} has no tokenizer beside it; put the base model's tokenizer.json into base/."
         )
     try:
-        template = family(checkpoint.config.family).template
-        return PromptTokenizer(checkpoint.tokenizer_json, checkpoint.config.pad_token, template, checkpoint.vocabulary)
+        config, vocabulary = checkpoint.config, checkpoint.vocabulary
+        template = family(config.family).template_for(config.generator.language)
+        return PromptTokenizer(checkpoint.tokenizer_json, config.pad_token, template, vocabulary)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path.name} cannot be loaded: {error}") from error

@@ -89,8 +89,12 @@ class PromptTokenizer:
         self._pad = pad
         self._vocabulary = None if vocabulary is None else frozenset(vocabulary)
         self._template = template
-        self.image_start: list[int] = self._tokenizer.encode(template.image_start).ids
+        self.image_start: list[int] = self._encode(template.image_start)
         """Ids of the text after which the image follows: one special token, or several ordinary ones."""
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text that holds all of its special tokens itself."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def __call__(self, prompts: Sequence[str], negatives: Sequence[str | None] | None) -> TokenizedPrompts:
         """Tokenize the conditional rows, then, unless `negatives` is None, as many unconditional ones.
@@ -101,7 +105,7 @@ class PromptTokenizer:
         texts = [own.prompt.format(prompt=prompt.strip()) for prompt in prompts]
         for negative in negatives or ():
             texts.append(own.no_prompt if negative is None else own.prompt.format(prompt=negative.strip()))
-        rows = [self._tokenizer.encode(own.turn.format(text=text)).ids for text in texts]
+        rows = [self._encode(own.turn.format(text=text)) for text in texts]
         lengths = tuple(len(row) for row in rows)
         longest = max(lengths)
         if longest > MAX_PROMPT_TOKENS:

@@ -164,7 +164,7 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
         sampler = FlowSampler(generator.flow_head, FlowSettings(steps=1), "cpu", torch.float32)
         token_step = TokenStep(generator, plan, sampler, run)
         token_step.allocate(plan.slots)
-        inputs = step_inputs(plan, [1.0] * 6, config.language, torch.float32, "cpu")
+        inputs = step_inputs(plan, [1.0] * 6, generator.language_model, torch.float32, "cpu")
         for step, own in zip(plan.steps, inputs):
             run.latents.copy_(latents)
             if step.slot:

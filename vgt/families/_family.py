@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,17 @@ class VisionConfig(Protocol):
 
     def build(self, semantic_width: int, *, operations=nn, device=None, dtype=None) -> nn.Module:
         """The tower: pixels [B, 3, H, W] in [0, 1] → features [B, tokens, semantic_width], tokens row by row."""
+
+
+@dataclass(frozen=True)
+class BaseParts:
+    """A base model under the names of our modules, its weights in float32."""
+
+    vision: VisionConfig
+    language: LanguageModelConfig
+    vision_state: dict[str, Tensor]
+    language_state: dict[str, Tensor]
+    pad_token: str
 
 
 class Family:
@@ -96,6 +108,20 @@ class Family:
 
     def check_vision(self, vision: VisionConfig) -> None:
         """Raise ValueError for what no tower can be built from, beyond what files/config_check.py checks for all."""
+
+    def check_language(self, language: LanguageModelConfig) -> None:
+        """The same for the language model."""
+
+    def template_for(self, language: LanguageModelConfig) -> PromptTemplate:
+        """What is put around a prompt for a model with this language model."""
+        return self.template
+
+    def load_base(self, folder: Path, config: dict, layers: int | None) -> BaseParts | None:
+        """A base model that another library reads; None where the names above say how. Raises ValueError.
+
+        config: its config.json; layers: how many of the language model's to keep, None for all.
+        """
+        return None
 
     def read_language(self, sizes: Sizes, config: dict) -> LanguageModelConfig:
         """The language model's configuration. sizes: of its tensors as published; config: its part of config.json."""

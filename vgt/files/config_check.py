@@ -29,6 +29,7 @@ def check_config(config: ModelConfig) -> None:
     _check_decoder(decoder)
     if config.generator:
         _check_language(config.generator.language)
+        family(config.family).check_language(config.generator.language)
         check_number("flow head width", config.generator.flow_head.width)
         check_number("flow head depth", config.generator.flow_head.depth, MAX_LAYERS)
         if config.generator.distilled_head is not None:

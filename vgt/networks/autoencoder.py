@@ -46,6 +46,7 @@ class Autoencoder(nn.Module):
         factory = {"device": device, "dtype": dtype}
         width = config.semantic_width
         self.token_pixels = config.token_pixels
+        self.only_side = config.only_side
         self.vision_tower = config.vision.build(width, operations=operations, **factory)
         self.down_blocks = nn.ModuleList(ResidualMLP(width, operations=operations, **factory) for _ in range(3))
         self.down_mlp = nn.Sequential(
@@ -78,10 +79,14 @@ class Autoencoder(nn.Module):
     def encode(self, pixels):
         """Latent of images.
 
-        pixels: [B, 3, H, W] in [0, 1], H and W multiples of `token_pixels`.
+        pixels: [B, 3, H, W] in [0, 1], H and W multiples of `token_pixels`; where the vision tower takes but one size,
+            images of another are resized to it.
         Returns [B, 32, h, w] float32, each token's channels with mean 0 and variance 1. Raises ValueError for pixels of
         any other shape.
         """
+        if self.only_side and pixels.ndim == 4 and pixels.shape[2:] != (self.only_side,) * 2:
+            size = (self.only_side,) * 2
+            pixels = F.interpolate(pixels.float(), size=size, mode="bilinear", antialias=True).to(pixels.dtype)
         latent = channel_norm(self.project(self.semantic_features(pixels)), -1)
         rows = pixels.shape[2] // self.token_pixels
         return rearrange(latent, "b (rows columns) c -> b c rows columns", rows=rows).contiguous()

@@ -127,6 +127,11 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(_Layer(config, operations, **factory) for _ in range(config.depth))
         self.norm = operations.RMSNorm(config.width, eps=config.eps, **factory)
 
+    def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What `forward` needs to know of positions, int64 [rows, n]: two tensors, n at their dimension 2."""
+        cos, sin = rotary_table(self.config, positions)
+        return cos.to(dtype), sin.to(dtype)
+
     def forward(
         self,
         embeds: Tensor,

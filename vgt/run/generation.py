@@ -200,7 +200,7 @@ def generate(
     known = [*known, *(place for group in groups[:given] for place in group)]
     if known:
         run.latents[:, known] = latent.to(run.latents).flatten(2).transpose(1, 2)[:, known]
-    inputs = step_inputs(plan, scales, generator.config.language, generator.dtype, device)
+    inputs = step_inputs(plan, scales, generator.language_model, generator.dtype, device)
     sampler = FlowSampler(
         head,
         flow,

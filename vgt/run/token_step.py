@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..networks.autoencoder import channel_norm
-from ..networks.language_model import KVCache, rotary_table
+from ..networks.language_model import KVCache
 from .flow import FlowSampler, Mixture
 from .plan import LATENT, QUERY, Plan, visible
 
@@ -71,9 +71,9 @@ class RunTensors:
     """float32 [B, T], filled in, or [B, 0] where nobody asks: see RunRecord."""
 
 
-def step_inputs(plan: Plan, scales: list[float], config, dtype: torch.dtype, device) -> list[StepInputs]:
+def step_inputs(plan: Plan, scales: list[float], language_model, dtype: torch.dtype, device) -> list[StepInputs]:
     """Upload a whole plan at once and cut it into steps; `scales` are the steps' guidance scales."""
-    cos, sin = (part.to(dtype) for part in rotary_table(config, plan.positions().to(device)))
+    cos, sin = language_model.rotary(plan.positions().to(device), dtype)
     tokens = sum(len(group) for group in plan.groups) + len(plan.known)
     steps = plan.steps
     rows = [[place + tokens * (kind == QUERY) for kind, place in zip(step.kinds, step.places)] for step in steps]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import AutoencoderConfig, GeneratorConfig, LanguageModelConfig, ModelConfig
 from ..families import family as find_family
 from ..families import names, recognise_base
-from ..families._family import VisionConfig
+from ..families._family import BaseParts
 from ..files.checkpoint import CheckpointError, check_fit, read_tokenizer
 from ..files.config_check import check_config
 from ..files.layout import base_names, hub_name, stack_language, stacked_language
@@ -27,16 +27,11 @@ from .settings import TrainingError
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class BaseModel(BaseParts):
     """A base VLM under our module names, its weights in float32."""
 
     family: str
-    vision: VisionConfig
-    language: LanguageModelConfig
-    vision_state: dict[str, Tensor]
-    language_state: dict[str, Tensor]
     tokenizer_json: bytes
-    pad_token: str
 
     @property
     def token_pixels(self) -> int:
@@ -57,7 +52,6 @@ def load_base(folder: str | Path, family: str | None = None, layers: int | None 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tokenizer_json = read_tokenizer(folder)
-        tensors = _read_tensors(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{folder} is no base model in its hub layout ({error}).") from error
     if tokenizer_json is None:
@@ -66,16 +60,18 @@ def load_base(folder: str | Path, family: str | None = None, layers: int | None 
         raise TrainingError(f"{folder} holds a model of type {config.get('model_type')!r}; {family} is needed.")
     try:
         found = recognise_base(config) if family is None else find_family(family)
-        vision, language, states = read_base(tensors, config, found.name, layers)
+        parts = found.load_base(folder, config, layers) or read_base(_read_tensors(folder), config, found.name, layers)
     except CheckpointError as error:
         raise TrainingError(f"{folder}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{folder} is no base model in its hub layout ({error}).") from error
     except ValueError as error:
         raise TrainingError(f"{folder} cannot be taken for a base model: {error}.") from error
-    return BaseModel(found.name, vision, language, *states, tokenizer_json, found.template.pad)
+    return BaseModel(**vars(parts), family=found.name, tokenizer_json=tokenizer_json)
 
 
-def read_base(tensors: dict[str, Tensor], config: dict, name: str, layers: int | None = None):
-    """A base model's tensors and config.json → vision tower's and language model's configurations, and their states.
+def read_base(tensors: dict[str, Tensor], config: dict, name: str, layers: int | None = None) -> BaseParts:
+    """A base model from its tensors and config.json.
 
     Raises ValueError for what no model of the family can have, CheckpointError for missing and misshapen tensors.
     """
@@ -98,7 +94,7 @@ def read_base(tensors: dict[str, Tensor], config: dict, name: str, layers: int |
             state = {key: value for key, value in state.items() if key.startswith(kept) or "layers." not in key}
         check_fit(module.state_dict(), state, Path("It"), f"a base model of {found.title}")
         states.append({key: tensor.to("cpu", torch.float32) for key, tensor in state.items()})
-    return vision, language, states
+    return BaseParts(vision, language, *states, found.template.pad)
 
 
 def save_base(folder: Path, name: str, vision, language: LanguageModelConfig, vlm, tokenizer_json: str) -> None:

@@ -28,7 +28,10 @@ def seeded(seed: int):
 def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
     """An untrained tokenizer. The pixel decoder's residual blocks start close to the identity: it learns far faster."""
     with seeded(seed):
-        autoencoder = Autoencoder(config).to(memory_format=torch.channels_last)
+        autoencoder = Autoencoder(config)
+        for part in autoencoder.children():
+            if all(parameter.ndim < 5 for parameter in part.parameters()):  # a convolution over time has no such format
+                part.to(memory_format=torch.channels_last)
         for block in autoencoder.pixel_decoder.modules():
             if isinstance(block, ResBlock):
                 nn.init.constant_(block.norm.weight, 0.05)

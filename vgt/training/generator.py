@@ -73,7 +73,7 @@ class GeneratorStage(Stage):
         super().__init__()
         self.trained = generator
         found = family(generator.family)
-        self.tokenizer = PromptTokenizer(tokenizer_json, pad_token, found.template)
+        self.tokenizer = PromptTokenizer(tokenizer_json, pad_token, found.template_for(generator.config.language))
         self.captioner = Captioner(tokenizer_json, found.caption, pad_token) if objective.caption else None
         self.objective = objective
         self.dataset, self.settings, self.review_with = dataset, settings, review_with

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..networks.language_model import rotary_table
 from ..prompt import TokenizedPrompts
 from ..run.generation import Generator
 
@@ -85,7 +84,7 @@ def _words(generator: Generator, text: TokenizedPrompts, image_start: list[int],
 
 
 def _states(generator: Generator, embeds: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-    rotary = tuple(part.to(embeds.dtype) for part in rotary_table(generator.config.language, positions))
+    rotary = generator.language_model.rotary(positions, embeds.dtype)
     return generator.language_model(embeds, rotary, None, mask=seen)
 
 
