@@ -108,3 +108,25 @@ def save_base(kind, folder):
     statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.5]}
     (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
     return model
+
+
+def checkpoint_of(base):
+    """A whole VGT model around a base model as load_base gives it; its new parts are random."""
+    import torch
+
+    from family_models import DECODER, randomise
+    from vgt.config import AutoencoderConfig, FlowHeadConfig, GeneratorConfig, ModelConfig
+    from vgt.files.checkpoint import Checkpoint
+    from vgt.networks.autoencoder import Autoencoder
+    from vgt.run.generation import Generator
+
+    autoencoder = AutoencoderConfig(base.vision, base.language.width, DECODER)
+    sizes = GeneratorConfig(base.language, FlowHeadConfig(32, 2), 6)
+    config = ModelConfig(base.family, autoencoder, sizes, base.pad_token)
+    parts = {"autoencoder": randomise(Autoencoder(autoencoder))}
+    parts["generator"] = randomise(Generator(sizes, base.family, base.token_pixels))
+    parts["autoencoder"].vision_tower.load_state_dict(base.vision_state)
+    parts["generator"].language_model.load_state_dict(base.language_state)
+    tensors = {f"{part}.{name}": tensor for part, one in parts.items() for name, tensor in one.state_dict().items()}
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    return Checkpoint(None, config, tensors, base.tokenizer_json)

@@ -53,6 +53,8 @@ class VGTVAE(comfy.sd.VAE):
         return super().encode(self._checked_pixels(pixel_samples), *arguments, **options)
 
     def encode_tiled(self, pixel_samples, *arguments, **options):
+        if self.first_stage_model.only_side:  # images are resized to it: tiles would each become a whole latent
+            return self.encode(pixel_samples)
         return super().encode_tiled(self._checked_pixels(pixel_samples), *arguments, **options)
 
     def decode(self, samples_in, *arguments, **options):

@@ -40,11 +40,12 @@ def families() -> list[Family]:
 
 def recognise_base(config: dict) -> Family:
     """The family of the base model with this config.json. Raises LayoutError for one that nothing here reads."""
-    found = next((found for found in families() if found.reads_base(config)), None)
+    library = find_spec("transformers") is not None  # which a fallback needs
+    found = next((one for one in families() if (library or not one.fallback) and one.reads_base(config)), None)
     if found is None:
-        reason = "is of none of VGT's families"
-        if find_spec("transformers") is None and any(found.fallback for found in families()):
-            reason = "needs the transformers library (pip install transformers)"
+        reason = (
+            "is of none of VGT's families" if library else "needs the transformers library (pip install transformers)"
+        )
         raise LayoutError(f"it holds a model of type {config.get('model_type')!r}, which {reason}")
     return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -38,7 +37,7 @@ class Transformers(Family):
     language_model = TransformersLanguageModel
 
     def reads_base(self, config: dict) -> bool:
-        return find_spec("transformers") is not None and isinstance(config.get("model_type"), str)
+        return isinstance(config.get("model_type"), str)
 
     def reads_published(self, names: Mapping, config: dict) -> bool:
         return False
