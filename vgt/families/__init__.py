@@ -43,9 +43,9 @@ def recognise_base(config: dict) -> Family:
     library = find_spec("transformers") is not None  # which a fallback needs
     found = next((one for one in families() if (library or not one.fallback) and one.reads_base(config)), None)
     if found is None:
-        reason = (
-            "is of none of VGT's families" if library else "needs the transformers library (pip install transformers)"
-        )
+        reason = "is of none of VGT's families"
+        if not library:
+            reason = "needs the transformers library (pip install transformers)"
         raise LayoutError(f"it holds a model of type {config.get('model_type')!r}, which {reason}")
     return found
 
