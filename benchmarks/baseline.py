@@ -1,4 +1,4 @@
-"""The plain way to run VGT, as its published script does: what the benchmarks compare with.
+"""Runs VGT the plain way, as its published script does: what the benchmarks compare with.
 
 transformers' own Qwen2 with its growing cache, a Python loop over tokens, the flow head evaluated as written at every
 step. Takes its weights from one of our generators.
@@ -19,7 +19,7 @@ from vgt.run.plan import group_sizes
 
 
 class Head(nn.Module):
-    """The flow head layer by layer: every block makes its own modulation at every step."""
+    """Runs the flow head layer by layer: every block makes its own modulation at every step."""
 
     def __init__(self, head):
         super().__init__()
@@ -47,7 +47,7 @@ class Head(nn.Module):
         return head.output_proj(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
 
     def sample(self, condition, noise, cfg, steps, last=0.04):
-        """condition [2N, D], noise [N, steps, 32] → [N, 32]."""
+        """Draw tokens: condition [2N, D], noise [N, steps, 32] → [N, 32]."""
         times = torch.linspace(0, 1 - last, steps)
         x = noise[:, 0]
         for index, t in enumerate(times):
@@ -62,7 +62,7 @@ class Head(nn.Module):
 
 
 class Baseline:
-    """VGT-AR's published loop, with guidance, around transformers' language model."""
+    """Runs VGT-AR's published loop, with guidance, around transformers' language model."""
 
     def __init__(self, generator, tokenizer):
         self.generator, self.tokenizer = generator, tokenizer
@@ -121,7 +121,7 @@ class Baseline:
 
 
 def language_model(generator) -> Qwen2Model:
-    """transformers' Qwen2 with our language model's weights, joined matrices cut as transformers wants them."""
+    """Build transformers' Qwen2 with our language model's weights, joined matrices cut as transformers wants them."""
     ours, config = generator.language_model, generator.config.language
     qwen = Qwen2Config(
         hidden_size=config.width,

@@ -1,4 +1,4 @@
-"""What is timed. Each case yields rows: what, seconds of each contender, the floor in bytes where there is one."""
+"""Times the cases. Each case yields rows: what, seconds of each contender, the floor in bytes where there is one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Row:
 
 @torch.no_grad()
 def head(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """The flow head at its published size, one token with guidance, 30 steps."""
+    """Time the flow head at its published size, one token with guidance, 30 steps."""
     ours = random_weights(FlowHead(FlowHeadConfig(), 1536, device="meta", dtype=dtype), device)
     plain = Head(ours)
     sampler = FlowSampler(ours, FlowSettings(STEPS), device, dtype)
@@ -68,7 +68,7 @@ def head(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 
 
 def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """VGT-Tiny, prompt to latent."""
+    """Time VGT-Tiny, prompt to latent."""
     model = vgt.load(TINY, device, dtype)
     side = model.config.token_pixels * min(model.config.generator.grid)
     for tokens_per_step in (1, 4, 16):
@@ -76,7 +76,7 @@ def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 
 
 def full(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """The published sizes with random weights, 448x448."""
+    """Time the published sizes with random weights, 448x448."""
     tokenizer = vgt.load(TINY).tokenizer
     for name, which, language in (
         ("InternVL3-1.6B", "internvl3", INTERNVL3_1_6B),
@@ -115,7 +115,7 @@ def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -
 
 
 def length(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """Whether a token costs the same late in a picture as early: VGT-Tiny's sizes with queries for 448x448.
+    """See whether a token costs the same late in a picture as early: VGT-Tiny's sizes with queries for 448x448.
 
     The last 16 tokens of 256, the others being known, in turn with a picture of 16: a drifting machine favours neither.
     """
@@ -143,7 +143,7 @@ def length(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]
 
 
 def precision(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """How far bfloat16 is from float32 over a picture of VGT-Tiny, beside the baseline's own distance."""
+    """Measure how far bfloat16 is from float32 over a picture of VGT-Tiny, beside the baseline's own distance."""
     ours, theirs = bfloat16_errors(device, range(2))
     yield Row(
         "", {}, note=f"Error of bfloat16 over a picture of VGT-Tiny: ours {ours:.4f}, the baseline's {theirs:.4f}."
@@ -151,7 +151,7 @@ def precision(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[R
 
 
 def bfloat16_errors(device: torch.device, seeds) -> tuple[float, float]:
-    """RMS distance of bfloat16 latents from float32's, median over pictures of VGT-Tiny: ours, and the baseline's.
+    """Measure the RMS distance of bfloat16 latents from float32's, median over VGT-Tiny's pictures: ours, baseline's.
 
     The median, because now and then a rounded token sends the rest of a picture elsewhere, whoever computes it.
     """
@@ -175,7 +175,7 @@ def bfloat16_errors(device: torch.device, seeds) -> tuple[float, float]:
 
 @torch.no_grad()
 def autoencoder(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """Encode and decode at 448x448; decode beside diffusers' decoder with the same weights."""
+    """Time encode and decode at 448x448; decode beside diffusers' decoder with the same weights."""
     from diffusers import AutoencoderDC
 
     pixels = torch.rand(1, 3, 448, 448, device=device, dtype=dtype)
@@ -217,7 +217,7 @@ def random_weights(module: torch.nn.Module, device: torch.device) -> torch.nn.Mo
 
 
 def head_bytes(head: FlowHead) -> int:
-    """Bytes that a token's flow must read: the modulation matrix once, the rest at every step."""
+    """Count the bytes that a token's flow must read: the modulation matrix once, the rest at every step."""
     sizes = {name: p.numel() * p.element_size() for name, p in head.named_parameters()}
     once = sum(size for name, size in sizes.items() if name.startswith(("modulation", "cond_embed", "time_embed")))
     return once + STEPS * (sum(sizes.values()) - once)

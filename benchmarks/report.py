@@ -1,4 +1,4 @@
-"""Results that are kept (results/NAME.json), as RESULTS.md and plots."""
+"""Keeps results (results/NAME.json), and shows them as RESULTS.md and plots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ without.
 
 
 def line(row: dict, bandwidth: float) -> str:
-    """A row of a case as a line of the table, or its note."""
+    """Write a row of a case as a line of the table, or its note."""
     seconds, floor, memory, weights = (row[name] for name in ("seconds", "floor", "memory", "weights"))
     if not seconds:
         return row["note"]
@@ -45,12 +45,12 @@ def save(name: str, result: dict) -> None:
 
 
 def load() -> dict[str, dict]:
-    """All that is kept, by name."""
+    """Read all that is kept, by name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))}
 
 
 def write(results: dict[str, dict]) -> None:
-    """RESULTS.md and a plot for each result."""
+    """Write RESULTS.md and a plot for each result."""
     parts = [_INTRODUCTION]
     for name, result in results.items():
         timed = [line(row, result["bandwidth"]) for row in result["rows"] if row["seconds"]]
@@ -63,7 +63,7 @@ def write(results: dict[str, dict]) -> None:
 
 
 def plot(result: dict, path: Path) -> None:
-    """Bars: how many times as fast as the baseline each case is."""
+    """Plot as bars how many times as fast as the baseline each case is."""
     from matplotlib.figure import Figure
 
     rows = [row for row in result["rows"] if row["seconds"].get("baseline")]

@@ -1,4 +1,4 @@
-"""How things are timed: warmed up, in turn, on a device that has finished its work."""
+"""Times things: warmed up, in turn, on a device that has finished its work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_ROUNDS = 25
 
 
 def in_turn(device: torch.device, runs: int, **contenders) -> dict[str, float]:
-    """Median seconds of each contender (a function without arguments) over rounds A B A B …, after one warm-up.
+    """Time contenders (functions without arguments) in rounds A B A B …, after one warm-up: median seconds of each.
 
     Taking turns keeps a drifting machine from favouring one of them. `runs` rounds at least; further ones, up to
     MOST_ROUNDS, while all together took less than ENOUGH seconds.
@@ -35,7 +35,7 @@ def in_turn(device: torch.device, runs: int, **contenders) -> dict[str, float]:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that the device reads (a copy reads and writes each byte; both count)."""
+    """Measure the bytes a second that the device reads (a copy reads and writes each byte; both count)."""
     size = 2**30 if device.type == "cuda" else 2**27
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -43,7 +43,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device, work) -> int | None:
-    """Bytes allocated at the peak of `work`, what was there before among them; None where the device does not say."""
+    """Measure the bytes allocated at the peak of `work`, with what was there before; None if it is not told."""
     if device.type != "cuda":
         return None
     gc.collect()

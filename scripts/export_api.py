@@ -19,7 +19,7 @@ FOLDER = WORKFLOWS / "api"  # the template browser lists the folder above only
 
 
 def exports(object_info):
-    """The texts of the exported files by name, for a host's `GET /object_info`."""
+    """Make the texts of the exported files by name, for a host's `GET /object_info`."""
     texts = {}
     for path in sorted(WORKFLOWS.glob("*.json")):
         graph = workflow_api.to_api(json.loads(path.read_text(encoding="utf-8")), object_info)

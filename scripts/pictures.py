@@ -35,8 +35,8 @@ PROMPTS = [
 STEPS = [2, 5, 10, 30]
 
 
-def row(pictures):
-    """One picture of the given ones side by side, each as high as SIDE."""
+def side_by_side(pictures):
+    """Put pictures side by side in one, each as high as SIDE."""
     pictures = [picture.resize((picture.width * SIDE // picture.height, SIDE), Image.LANCZOS) for picture in pictures]
     sheet = Image.new("RGB", (sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1), SIDE), BACKGROUND)
     left = 0
@@ -52,41 +52,47 @@ def save(picture, path):
     print(path.relative_to(ROOT), flush=True)
 
 
-def api(host, name):
+def read_api_graph(host, name):
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     return workflow_api.to_api(workflow, host.object_info())
 
 
-def drawn(host, graph, steps=None, **inputs):
-    """What the text-to-image graph draws with these inputs of its sampler and so many flow steps."""
+def draw_picture(host, graph, steps=None, **inputs):
+    """Run the text-to-image graph and return what it draws with these inputs of its sampler and so many flow steps."""
     graph = copy.deepcopy(graph)
     sampler = next(node for node in graph.values() if node["class_type"] == "VGTARSampler")
     sampler["inputs"].update(seed=SEED, **inputs)
     if steps:
-        settings = {name: options[1]["default"] for name, options in flow_head_inputs(host).items()}
+        settings = {name: options[1]["default"] for name, options in inputs_of_flow_head(host).items()}
         graph["flow"] = {"class_type": "VGTFlowHeadSettings", "inputs": settings | {"steps": steps}}
         sampler["inputs"]["flow_head"] = ["flow", 0]
     (picture,) = thumbnails.pictures_of(host, host.run(graph, timeout=3600))
     return picture
 
 
-def flow_head_inputs(host):
+def inputs_of_flow_head(host):
     return host.object_info("VGTFlowHeadSettings")["input"]["required"]
 
 
 def draw_help(host):
-    graph = api(host, "text_to_image")
-    save(row([drawn(host, graph, prompt=prompt) for prompt in PROMPTS]), HELP / "VGTARSampler" / "picture.jpg")
-    save(row([drawn(host, graph, steps=steps) for steps in STEPS]), HELP / "VGTFlowHeadSettings" / "picture.jpg")
+    graph = read_api_graph(host, "text_to_image")
+    save(
+        side_by_side([draw_picture(host, graph, prompt=prompt) for prompt in PROMPTS]),
+        HELP / "VGTARSampler" / "picture.jpg",
+    )
+    save(
+        side_by_side([draw_picture(host, graph, steps=steps) for steps in STEPS]),
+        HELP / "VGTFlowHeadSettings" / "picture.jpg",
+    )
     # a drawing there and back: on the left what VGT Encode gets, on the right what VGT Decode gives
-    graph = api(host, "reconstruct")
+    graph = read_api_graph(host, "reconstruct")
     (there_and_back,) = thumbnails.pictures_of(host, host.run(graph, timeout=3600))
     for node in ("VGTEncode", "VGTDecode"):
-        save(row([there_and_back]), HELP / node / "picture.jpg")
+        save(side_by_side([there_and_back]), HELP / node / "picture.jpg")
 
 
 def draw_graphs(host):
-    """Screenshots: the text-to-image graph when it has drawn, and the thumbnail of a template that is not run here."""
+    """Take screenshots: of the text-to-image graph when it has drawn, and of the template that is not run here."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from playwright.sync_api import sync_playwright
 
@@ -103,16 +109,18 @@ def draw_graphs(host):
         interface.run()
         interface.pictures()
         page.wait_for_timeout(3000)
-        save(graph_on(page, interface).resize((1100, 620), Image.LANCZOS), HELP / "VGTLoader" / "picture.jpg")
+        save(
+            screenshot_of_graph(page, interface).resize((1100, 620), Image.LANCZOS), HELP / "VGTLoader" / "picture.jpg"
+        )
         interface.open_template("from_published_weights")
         page.wait_for_timeout(3000)
-        picture = thumbnails.thumbnail([graph_on(page, interface)])
+        picture = thumbnails.thumbnail([screenshot_of_graph(page, interface)])
         save(picture, ROOT / "workflows" / "from_published_weights.jpg")
         browser.close()
 
 
-def graph_on(page, interface):
-    """A screenshot of the canvas around the groups of a graph that is about 1260 wide and 760 high."""
+def screenshot_of_graph(page, interface):
+    """Take a screenshot of the canvas around the groups of a graph that is about 1260 wide and 760 high."""
     interface.look(0.95)
     page.wait_for_timeout(1500)
     area = {"x": 80, "y": 120, "width": 1240, "height": 740}

@@ -24,7 +24,7 @@ SIDE, GAP, BACKGROUND = 512, 8, (38, 38, 38)  # the background is that of the te
 
 
 def thumbnail(pictures):
-    """A square of SIDE pixels with the pictures in rows and columns, all at one scale."""
+    """Put pictures in rows and columns on a square of SIDE pixels, all at one scale."""
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures)))
@@ -43,13 +43,13 @@ def thumbnail(pictures):
 
 
 def pictures_of(host, outputs):
-    """All pictures that a run has shown, previews too, in the order of the nodes."""
+    """Return all pictures that a run has shown, previews too, in the order of the nodes."""
     images = [image for node in sorted(outputs, key=int) for image in outputs[node].get("images", [])]
     return [Image.open(io.BytesIO(host.view(**image))).convert("RGB") for image in images]
 
 
 def names():
-    """The workflows that run here; from_published_weights would download a model, and shows its graph instead."""
+    """List the workflows that run here; from_published_weights would download a model, and shows its graph instead."""
     return sorted(path.stem for path in WORKFLOWS.glob("*.json") if path.stem != "from_published_weights")
 
 

@@ -45,14 +45,14 @@ def to_api(workflow, object_info):
 
 
 def _link(link):
-    """A link, in either of the two forms the interface has used, as (id, (origin node, origin slot))."""
+    """Read a link, in either of the two forms the interface has used, as (id, (origin node, origin slot))."""
     if isinstance(link, dict):
         return link["id"], (link["origin_id"], link["origin_slot"])
     return link[0], (link[1], link[2])
 
 
 def _widget_values(node, schema):
-    """The values of a node's widgets by input name; a widget that has none saved takes the schema's default."""
+    """Return the values of a node's widgets by input name; a widget that has none saved takes the schema's default."""
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         return {name: values.get(name, _default(spec)) for name, spec in _widgets(schema)}
@@ -67,7 +67,7 @@ def _widget_values(node, schema):
 
 
 def _widgets(schema):
-    """(name, spec) of the inputs shown as widgets, in the order the interface makes them."""
+    """List the inputs shown as widgets, (name, spec), in the order the interface makes them."""
     for group in ("required", "optional"):
         specs = schema["input"].get(group, {})
         for name in schema.get("input_order", {}).get(group, specs):
@@ -100,7 +100,7 @@ def _default(spec):
 
 
 def _source(link_id, nodes, links):
-    """What feeds a link: (True, [node id, slot]), (True, a primitive's value), or (False, None) for nothing."""
+    """Find what feeds a link: (True, [node id, slot]), (True, a primitive's value), or (False, None) for nothing."""
     while link_id in links:
         origin, slot = links[link_id]
         node = nodes[origin]
@@ -118,7 +118,7 @@ def _source(link_id, nodes, links):
 
 
 def _passed_through(node, slot):
-    """The link of the input that a bypassed node hands on: at the output's slot, or else the first, of its type."""
+    """Find the link of the input that a bypassed node hands on: at the output's slot, or the first of its type."""
     kind, sockets = node["outputs"][slot]["type"], node.get("inputs", [])
     for socket in sockets[slot : slot + 1] + sockets:
         if socket["type"] == kind:

@@ -1,4 +1,4 @@
-"""The published benchmarks: draw every prompt of a benchmark's own files into what its official scorer reads."""
+"""Draws the published benchmarks: every prompt of a benchmark's own files, into what its official scorer reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONEIG_FOLDERS = {
 
 
 def geneval(model, metadata: Path, folder: Path, settings: SamplingSettings, batch: int = BATCH) -> None:
-    """Draw GenEval: `folder`/00000/metadata.jsonl and `folder`/00000/samples/0000.png to 0003.png, and so on.
+    """Draw GenEval into `folder`/00000/metadata.jsonl and `folder`/00000/samples/0000.png to 0003.png, and so on.
 
     Args:
         metadata: the benchmark's prompts/evaluation_metadata.jsonl, one object with a "prompt" a line.
@@ -50,7 +50,7 @@ def geneval(model, metadata: Path, folder: Path, settings: SamplingSettings, bat
 
 
 def dpg(model, prompts: Path, folder: Path, settings: SamplingSettings, batch: int = BATCH) -> None:
-    """Draw DPG-Bench: for each NAME.txt in `prompts` a `folder`/NAME.png that holds four samples, two by two.
+    """Draw DPG-Bench: each NAME.txt in `prompts` into a `folder`/NAME.png that holds four samples, two by two.
 
     A prompt is the first line of its file, as in the published evaluation. What is there already is kept. Raises
     ValueError for a folder without prompts, an empty prompt, or a folder of another run.
@@ -68,7 +68,7 @@ def dpg(model, prompts: Path, folder: Path, settings: SamplingSettings, batch: i
 
 
 def mjhq(model, metadata: Path, folder: Path, settings: SamplingSettings, batch: int = BATCH) -> None:
-    """Draw MJHQ-30K: `folder`/CATEGORY/ID.png, one picture a prompt, named as the reference pictures are.
+    """Draw MJHQ-30K into `folder`/CATEGORY/ID.png, one picture a prompt, named as the reference pictures are.
 
     Args:
         metadata: the benchmark's meta_data.json, {ID: {"category": …, "prompt": …}}.
@@ -84,13 +84,16 @@ def mjhq(model, metadata: Path, folder: Path, settings: SamplingSettings, batch:
         raise ValueError(f"{metadata} is no list of categories and prompts by picture; {advice}.") from error
     if not entries:
         raise ValueError(f"{metadata} is empty; {advice}.")
-    places = [folder / _name(category, metadata) / f"{_name(name, metadata)}.png" for name, category, _ in entries]
+    places = [
+        folder / _checked_name(category, metadata) / f"{_checked_name(name, metadata)}.png"
+        for name, category, _ in entries
+    ]
     check_same_run(folder, settings, model, [f"{category}/{name}: {text}" for name, category, text in entries])
     _draw_pictures(model, _share(len(entries)), lambda n: entries[n][2], lambda n: places[n], settings, batch)
 
 
 def oneig(model, prompts: Path, folder: Path, name: str, settings: SamplingSettings, batch: int = BATCH) -> None:
-    """Draw OneIG-Bench: `folder`/anime/NAME/000.webp and so on, each holding four samples, two by two.
+    """Draw OneIG-Bench into `folder`/anime/NAME/000.webp and so on, each holding four samples, two by two.
 
     Args:
         prompts: the benchmark's OneIG-Bench.csv (English) or OneIG-Bench-ZH.csv (Chinese).
@@ -109,7 +112,12 @@ def oneig(model, prompts: Path, folder: Path, name: str, settings: SamplingSetti
                     f"{prompts}, prompt {len(texts) + 1}: there is no category of OneIG-Bench, id or prompt; "
                     "give OneIG-Bench.csv or OneIG-Bench-ZH.csv."
                 )
-            places.append(folder / ONEIG_FOLDERS[category] / _name(name, prompts) / f"{_name(number, prompts)}.webp")
+            places.append(
+                folder
+                / ONEIG_FOLDERS[category]
+                / _checked_name(name, prompts)
+                / f"{_checked_name(number, prompts)}.webp"
+            )
             texts.append(text)
     if not texts:
         raise ValueError(f"{prompts} is empty; give OneIG-Bench.csv or OneIG-Bench-ZH.csv.")
@@ -154,8 +162,8 @@ def _draw_grids(model, texts: list[str], places: list[Path], settings: SamplingS
                 bar.update()
 
 
-def _name(text: str, source: Path) -> str:
-    """A name that a benchmark's file, or a user, gives to a file or folder. ValueError for one that leads elsewhere."""
+def _checked_name(text: str, source: Path) -> str:
+    """Check a name that a benchmark's file or a user gives to a file or folder. ValueError if it leads elsewhere."""
     if not isinstance(text, str) or text.startswith(".") or not text or {*"/\\:"} & {*text}:
         raise ValueError(f"{text!r} cannot be the name of a folder or picture for {source}.")
     return text

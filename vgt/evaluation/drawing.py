@@ -1,4 +1,4 @@
-"""Drawing many pictures for a score: settings, batches, seeds, and shares of several processes."""
+"""Draws many pictures for a score: in batches, each with a seed of its own, shared between processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ on the pictures."""
 
 
 def draw(model, prompts: Sequence[str], numbers: Sequence[int], settings: SamplingSettings) -> Tensor:
-    """Draw pictures: prompts and the number of each in the whole run → [B, 3, H, W] in [0, 1], float32, on the CPU.
+    """Draw prompts, given the number of each in the whole run → [B, 3, H, W] in [0, 1], float32, on the CPU.
 
     A picture's noise depends on its number and the seed alone. All are drawn in the token order of the first's block.
     The settings are complete ones.
@@ -37,7 +37,7 @@ def draw(model, prompts: Sequence[str], numbers: Sequence[int], settings: Sampli
 
 
 def picture_seed(seed: int, number: int) -> int:
-    """A seed for the number-th picture; those of different runs do not meet."""
+    """Give the number-th picture its seed; those of different runs do not meet."""
     return seed * 1_000_003 + number
 
 
@@ -59,19 +59,22 @@ def batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def process() -> tuple[int, int]:
-    """(rank, number of processes), as torchrun tells it. The processes share nothing but the folder they write to."""
+    """Tell which process this is: (rank, number of processes), as torchrun says.
+
+    The processes share nothing but the folder they write to.
+    """
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def to_image(pixels: Tensor):
-    """pixels [3, H, W] in [0, 1] → a PIL image."""
+    """Make a PIL image of pixels [3, H, W] in [0, 1]."""
     from PIL import Image
 
     return Image.fromarray((pixels * 255).round().byte().movedim(0, -1).numpy())
 
 
 def write_whole(path: Path, write) -> None:
-    """`write(path)`, but under another name until all of it is written: a file that is there is whole.
+    """Call `write(path)`, under another name until all of it is written: a file that is there is whole.
 
     The other name begins with a dot, which none of the official scorers takes for a picture of its own.
     """
@@ -82,7 +85,7 @@ def write_whole(path: Path, write) -> None:
 
 
 def weights_of(model) -> str:
-    """Tells models apart, whatever their files are called: 16 hexadecimal digits."""
+    """Hash a model's weights, to tell models apart whatever their files are called: 16 hexadecimal digits."""
     parts = {"autoencoder": model.autoencoder, "generator": model.generator}
     return fingerprint({f"{at}.{k}": v for at, part in parts.items() for k, v in part.state_dict().items()})[:16]
 

@@ -1,4 +1,4 @@
-"""Reconstruction: PSNR, SSIM and rFID of images that went through the tokenizer and back."""
+"""Scores the tokenizer: PSNR, SSIM and rFID of images that went through it and back."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def score(
 
 
 def folder_images(folder: Path, token_pixels: int, size: int | None = None) -> Iterator[Tensor]:
-    """The images in a folder and those below it, sorted: [3, H, W] in [0, 1].
+    """Read the images in a folder and those below it, sorted: [3, H, W] in [0, 1].
 
     With a size, each is resized to size x size, as in the published evaluation; without one, cropped in the middle
     to multiples of `token_pixels`. Raises ValueError for an image that cannot be read or is too small.
@@ -94,7 +94,7 @@ def folder_images(folder: Path, token_pixels: int, size: int | None = None) -> I
 
 
 def scene_images(count: int, size: int, split: str = "test") -> Iterator[Tensor]:
-    """Renders of `count` scenes of a fixed seed: [3, size, size] in [0, 1]."""
+    """Render `count` scenes of a fixed seed: [3, size, size] in [0, 1]."""
     dataset = ScenesDataset(size, seed=20_000, split=split, length=count)
     return (dataset[index][0] for index in range(count))
 
@@ -105,7 +105,7 @@ def _crop(image, width: int, height: int):
 
 
 def _grouped(images: Iterator[Tensor], batch: int) -> Iterator[Tensor]:
-    """Batches of consecutive images of one size."""
+    """Cut images into batches of consecutive ones of one size."""
     group: list[Tensor] = []
     for image in images:
         if group and (len(group) == batch or image.shape != group[0].shape):

@@ -1,4 +1,4 @@
-"""The scenes score: held-out prompts in GenEval's six categories, drawn by a model and judged by rules."""
+"""Scores a model on scenes: it draws held-out prompts in GenEval's six categories, and rules judge the pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPT_SEED = "scenes score"
 
 
 def prompts(count: int, split: str = "test") -> list[tuple[Request, str]]:
-    """The first `count` prompts of the score, the categories in turn: (meaning, caption). Always the same ones."""
+    """List the first `count` prompts, the categories in turn: (meaning, caption). They are always the same."""
     drawn: list[tuple[Request, str]] = []
     for index in range(count):
         category = CATEGORIES[index % len(CATEGORIES)]
@@ -77,7 +77,7 @@ def score(
 
 
 def table(result: dict) -> str:
-    """A result of `score` as a Markdown table."""
+    """Write a result of `score` as a Markdown table."""
     rows = ["| category | right | of | score |", "|---|---:|---:|---:|"]
     for name, category in result["categories"].items():
         rows.append(f"| {name} | {category['right']} | {category['total']} | {category['score']:.3f} |")

@@ -1,4 +1,4 @@
-"""Sweeps: the scenes score against tokens a step, flow steps and guidance, a result file a setting."""
+"""Sweeps a setting: the scenes score against tokens a step, flow steps or guidance, a result file a value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CFG = (1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0)
 
 
 def tokens_per_step(base: SamplingSettings) -> dict[str, SamplingSettings]:
-    """Both decodings, uniform and growing groups. At one token a step the two groupings are the same."""
+    """Compare both decodings, with uniform and growing groups. At one token a step the two groupings are the same."""
     return {
         f"tokens-{tokens:02}-{decoding}-{grouping}": replace(
             base, tokens_per_step=tokens, decoding=decoding, grouping=grouping
@@ -30,12 +30,12 @@ def tokens_per_step(base: SamplingSettings) -> dict[str, SamplingSettings]:
 
 
 def flow_steps(base: SamplingSettings) -> dict[str, SamplingSettings]:
-    """Steps of the flow head a token."""
+    """Compare numbers of flow steps a token."""
     return {f"steps-{steps:03}": replace(base, flow=replace(base.flow, steps=steps)) for steps in FLOW_STEPS}
 
 
 def cfg(base: SamplingSettings) -> dict[str, SamplingSettings]:
-    """Guidance scales."""
+    """Compare guidance scales."""
     return {f"cfg-{scale}": replace(base, cfg=scale) for scale in CFG}
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer's two stages (arXiv 2511.23469): a vision tower learns to keep what a picture needs to be rebuilt.
+"""Trains the tokenizer, in two stages (arXiv 2511.23469): the vision tower learns to keep what rebuilds a picture.
 
 Stage 1: pixels, perceptual distance, an adversary from some step on, and distillation: the semantic features stay
 close to those of the frozen tower. Stage 2: the latent's channels are normalised, noise is put on it, and distillation
@@ -25,7 +25,7 @@ from .trainer import Stage
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the losses, and what else tells the stages apart."""
+    """What a stage minimises: the weights of the losses, and what else tells the two stages apart."""
 
     channel_norm: bool = True
     noise: float = 0.0
@@ -50,7 +50,10 @@ class Objective:
 
 
 def latent_of(autoencoder: Autoencoder, pixels: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
-    """pixels [B, 3, H, W] in [0, 1] → (semantic features [B, T, D], latent [B, 32, h, w])."""
+    """Encode for training: pixels [B, 3, H, W] in [0, 1] → (semantic features [B, T, D], latent [B, 32, h, w]).
+
+    normalised: whether the channels of each token are brought to mean 0 and variance 1.
+    """
     features = autoencoder.semantic_features(pixels)
     latent = autoencoder.project(features)
     if normalised:
@@ -60,7 +63,7 @@ def latent_of(autoencoder: Autoencoder, pixels: Tensor, normalised: bool) -> tup
 
 
 class AutoencoderStage(Stage):
-    """Both stages; `teacher` is the frozen tower whose features are to be kept, needed for distillation."""
+    """Trains either stage. `teacher` is the frozen tower whose features are to be kept; distillation needs it."""
 
     def __init__(self, autoencoder, objective: Objective, dataset, held_out, settings: Settings, teacher=None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The tokenizer's command: from a base VLM (stage 1) or a trained tokenizer (stage 2) to a tokenizer file."""
+"""Runs the tokenizer's stages: makes a tokenizer file of a base VLM (stage 1) or of a trained tokenizer (stage 2)."""
 
 from __future__ import annotations
 

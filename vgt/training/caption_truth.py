@@ -1,4 +1,4 @@
-"""Is a caption true of a scene? How well a model captions is the share of its captions that are.
+"""Scores captions: says whether one is true of its scene, and for a model which share of its captions is.
 
 `python -m vgt.training.caption_truth MODEL.safetensors` captions held-out scenes with a model's own vision tower and
 language model (output head tied to the embedding).
@@ -25,7 +25,7 @@ _THING = re.compile(
 
 
 def judge(caption: str, scene: Scene) -> dict[str, bool]:
-    """What a caption gets right: {"true": all that it says, and "shapes", "colours", "counts", "background" and
+    """Tells what a caption gets right: {"true": all that it says, and "shapes", "colours", "counts", "background" and
     "relation" as far as it speaks of them}.
 
     A caption must name as many objects as there are; it may leave colours, background and relation unsaid.

@@ -1,4 +1,4 @@
-"""The captioner's command: builds a small VLM and its tokenizer, trains it, writes it in the hub layout."""
+"""Runs the captioner's stage: builds a small VLM and its tokenizer, trains it and writes it in the hub layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEMPLATE_TEXTS = ("user\nGenerate an image: ", "Generate an image.", "assistant
 
 
 def run(config: dict, out: Path, until: int | None) -> None:
-    """Train from `config`; the VLM appears in `out`/base, of the first family that has a template for captions."""
+    """Train from `config` into `out`/base: a VLM of the first family that has a template for captions."""
     from tokenizers import Tokenizer
 
     settings = read_settings(config)

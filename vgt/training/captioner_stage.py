@@ -1,4 +1,4 @@
-"""The stage before the paper's: where there is no pretrained VLM, a small one learns to caption.
+"""Trains a small VLM to caption, where there is no pretrained one: the stage before the paper's.
 
 A vision tower that starts from nothing learns slowly from words alone. It is helped by a second task: a linear layer,
 dropped afterwards, reads off each token's features a thumbnail of the token's square.
@@ -22,7 +22,7 @@ _THUMBNAIL = 7
 
 
 class CaptionerStage(Stage):
-    """Text cross-entropy of captions, given the vision tower's features at the image place; and thumbnails."""
+    """Minimises the cross-entropy of captions, given the vision tower's features at the image place; and thumbnails."""
 
     def __init__(
         self, vlm: VisionLanguageModel, captioner: Captioner, token_pixels: int, dataset, held_out, settings: Settings,
@@ -62,6 +62,6 @@ class CaptionerStage(Stage):
 
 
 def held_out_batch(dataset, count: int):
-    """The first `count` items of a data set as one batch."""
+    """Takes the first `count` items of a data set as one batch."""
     items = [dataset[index] for index in range(min(count, len(dataset)))]
     return torch.stack([pixels for pixels, _ in items]), [caption for _, caption in items]

@@ -1,4 +1,4 @@
-"""The vision-language side: an image at the image place of a chat turn, and the caption as its answer.
+"""Lets a VLM describe pictures: the image stands at its place in a chat turn, and the caption is the answer.
 
 It makes a small VLM out of untrained parts, and keeps and measures captioning while a model is tuned into a generator.
 """
@@ -17,7 +17,7 @@ from .sequence import LENGTH_STEP
 
 
 class Captioner:
-    """The chat template of captioning, tokenized."""
+    """Tokenizes a chat turn that asks for a caption."""
 
     def __init__(self, tokenizer_json: str | bytes, template: CaptionTemplate, pad_token: str):
         from tokenizers import Tokenizer
@@ -51,7 +51,7 @@ class Captioner:
 
 
 def multimodal_rotary(model: LanguageModel, template: CaptionTemplate, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """The rotary embedding for positions [3, n] (time, row, column): cosines and sines [1, 1, n, head_width].
+    """Makes the rotary embedding for positions [3, n] (time, row, column): cosines and sines [1, 1, n, head_width].
 
     Some of a head's frequencies turn with time, some with the row and some with the column; the family says how many.
     """
@@ -61,7 +61,7 @@ def multimodal_rotary(model: LanguageModel, template: CaptionTemplate, positions
 
 
 def _embed(model: LanguageModel, ids: Tensor, features: Tensor, image: int) -> Tensor:
-    """Embeddings [B, n, D] of ids [B, n], features [B, T, D] standing at the image places."""
+    """Embeds ids [B, n] → [B, n, D]; features [B, T, D] stand at the image places."""
     embeds = model.embed_tokens(ids)
     places = (ids[0] == image).nonzero().flatten()
     first, last = int(places[0]), int(places[-1]) + 1
@@ -72,7 +72,7 @@ def _embed(model: LanguageModel, ids: Tensor, features: Tensor, image: int) -> T
 def caption_loss(
     model: LanguageModel, captioner: Captioner, features: Tensor, captions: Sequence[str], grid: tuple[int, int]
 ) -> Tensor:
-    """Cross-entropy of the captions, given features [B, T, D] of images of `grid` tokens.
+    """Computes the cross-entropy of the captions, given features [B, T, D] of images of `grid` tokens.
 
     The output head is the embedding itself.
     """
@@ -93,7 +93,7 @@ def caption_loss(
 def describe(
     model: LanguageModel, captioner: Captioner, features: Tensor, grid: tuple[int, int], longest: int = 32
 ) -> list[str]:
-    """The most likely captions, word by word, of features [B, T, D]."""
+    """Writes the most likely captions, word by word, of features [B, T, D]."""
     rows, device = len(features), features.device
     prefix, positions = captioner.prefix(grid)
     embeds = _embed(model, prefix.to(device).expand(rows, -1), features, captioner.image)
@@ -114,7 +114,7 @@ def describe(
 
 
 class VisionLanguageModel(nn.Module):
-    """The vision tower and the language model of a VLM whose output head is tied to its embedding."""
+    """Holds the vision tower and the language model of a VLM whose output head is tied to its embedding."""
 
     def __init__(self, vision_tower: nn.Module, language_model: LanguageModel):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Latents of a data set, encoded once and kept on disk beside their captions: a folder of files of CHUNK pictures."""
+"""Keeps the latents of a data set on disk, encoded once, beside their captions: a folder of files of CHUNK pictures."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ CHUNK = 1024
 
 
 class LatentDataset(Dataset):
-    """(latent [32, h, w], caption, semantic features [T, D]) of the first `count` pictures, float32, stored in half.
+    """Reads what was kept: (latent [32, h, w], caption, semantic features [T, D]) of the first `count` pictures.
 
-    The features are [0] where they were not kept. Files are mapped into memory, not read.
+    Tensors are float32, stored in half. The features are [0] where they were not kept. Files are mapped into memory,
+    not read.
     """
 
     def __init__(self, folder: Path, count: int):

@@ -1,4 +1,4 @@
-"""The optimisers of a stage: AdamW as published, or Muon for the matrices between hidden states."""
+"""Makes the optimisers of a stage: AdamW as published, or Muon for the matrices between hidden states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _HIDDEN = 128
 
 
 def make_optimisers(groups: list[dict], settings: Settings, embeddings: set[nn.Parameter]) -> list[Optimizer]:
-    """groups: parameter groups with `scale`, which multiplies the learning rate; embeddings: never Muon's."""
+    """Make the optimisers that step together.
+
+    groups: parameter groups with `scale`, which multiplies the learning rate. embeddings: never Muon's.
+    """
     decay, rate = settings.weight_decay, settings.learning_rate
     groups = [{**group, "lr": rate * group["scale"]} for group in groups]
     adamw, muon = groups, []

@@ -1,4 +1,4 @@
-"""What a reconstruction is judged by: pixels, a perceptual distance, an adversary (arXiv 2511.23469)."""
+"""Judges reconstructions: by pixels, a perceptual distance and an adversary (arXiv 2511.23469)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class VGGDistance(nn.Module):
-    """Distance of VGG16 features, channels normalised: LPIPS without its learned weights.
+    """Measures the distance of VGG16 features, channels normalised: LPIPS without its learned weights.
 
     weights: torchvision's `vgg16` state dict on disk; nothing is downloaded. Raises OSError when it cannot be read.
     """
@@ -43,7 +43,7 @@ class VGGDistance(nn.Module):
 
 
 def edge_distance(one: Tensor, other: Tensor, scales: int = 3) -> Tensor:
-    """Mean absolute difference of the pictures' gradients at several resolutions.
+    """Measures the mean absolute difference of the pictures' gradients at several resolutions.
 
     It stands in for a perceptual network where there are no weights of one: blurred edges cost more than by pixels.
     """
@@ -56,7 +56,7 @@ def edge_distance(one: Tensor, other: Tensor, scales: int = 3) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """PatchGAN: one logit for each patch of a picture [B, 3, H, W] in [0, 1]."""
+    """Tells rebuilt pictures from true ones (PatchGAN): a logit for each patch of a picture [B, 3, H, W] in [0, 1]."""
 
     def __init__(self, width: int = 64, layers: int = 3):
         super().__init__()
@@ -73,7 +73,7 @@ class Discriminator(nn.Module):
 
 
 def adversarial_losses(discriminator: nn.Module, pixels: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss of the autoencoder, hinge loss of the discriminator).
+    """Computes both sides of the game: (loss of the autoencoder, hinge loss of the discriminator).
 
     Neither gives the other's weights a gradient, so their sum can go through one backward pass.
     """
