@@ -160,10 +160,16 @@ def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=
     return module.to(device).eval()
 
 
-def build_generator(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, device="cpu") -> Generator:
-    """VGT-AR with its weights; on the CPU they are memory-mapped where the file is in `dtype` already."""
+def build_generator(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, head_operations=None, device="cpu"
+) -> Generator:
+    """VGT-AR with its weights; on the CPU they are memory-mapped where the file is in `dtype` already.
+
+    head_operations: the layers of the flow head, where they are not those of the rest.
+    """
     config = checkpoint.config
-    options = {"operations": operations, "device": "meta", "dtype": dtype}
+    layers = {"operations": operations, "head_operations": head_operations}
+    options = {**layers, "device": "meta", "dtype": dtype}
     with _named_in_errors(checkpoint):
         module = Generator(config.generator, config.family, config.token_pixels, **options)
     load_state(module, checkpoint.state("generator"), checkpoint.path, f"a VGT generator ({config.family})", device)

@@ -20,7 +20,7 @@ from ...vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ...vgt.prompt import PromptTokenizer
 from ...vgt.sampling import SamplingSettings
 from .operations import Float8Operations, Operations
-from .patcher import GeneratorPatcher, is_paged
+from .patcher import generator_patcher, is_paged
 from .vae import VGTVAE
 
 FOLDER = "vgt"
@@ -53,6 +53,13 @@ class VGTModel:
     def token_pixels(self) -> int:
         """Side in pixels of a token."""
         return self.vae.token_pixels
+
+    def get_ram_usage(self) -> int:
+        """Bytes of main memory; older hosts' node cache asks, to know what dropping this would free."""
+        if self.patcher is None:
+            return 0
+        table = self.patcher.model.language_model.embed_tokens
+        return self.patcher.model_size() + memory.module_size(table)
 
     def is_dynamic(self) -> bool:
         """Newer hosts' node cache asks: short of memory, it keeps what it can page out and drops the rest."""
@@ -106,6 +113,7 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     if compute is None:
         compute = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
     elif compute == torch.float8_e4m3fn:
+        _check_float8(device)
         compute = torch.bfloat16
         operations = Float8Operations
     autoencoder = build_autoencoder(checkpoint, dtype=compute, operations=Operations)
@@ -113,9 +121,18 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     patcher = tokenizer = None
     if checkpoint.config.generator:
         tokenizer = build_tokenizer(checkpoint)
-        generator = build_generator(checkpoint, dtype=compute, operations=operations)
-        patcher = GeneratorPatcher(generator, load_device=device, offload_device=memory.unet_offload_device())
+        # The flow head is small and read in every flow step: in float8 it would be cast 30 times a token.
+        generator = build_generator(checkpoint, dtype=compute, operations=operations, head_operations=Operations)
+        patcher = generator_patcher(generator)
     return VGTModel(name, patcher, tokenizer, vae, checkpoint.recommended), vae
+
+
+def _check_float8(device: torch.device) -> None:
+    """Raises ValueError where the device cannot make bf16 of float8."""
+    try:
+        torch.zeros(1, dtype=torch.float8_e4m3fn).to(device).to(torch.bfloat16)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"The device {device} cannot use fp8_e4m3fn; choose bf16 or auto in VGT Loader.") from error
 
 
 def _download(name: str) -> Path:

@@ -1,12 +1,20 @@
-"""How the host keeps a model's weights: the patcher class of this version, paging, and what memory is free."""
+"""How the host keeps a model's weights: which stay on the device when it is small, paging, and what memory is free."""
 
 from __future__ import annotations
 
 import comfy.model_management as memory
 import comfy.model_patcher
+from torch import nn
 
 # Newer hosts name the patcher class to use; see "dynamic VRAM" in theirs.
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+_HEADS = ("flow_head", "distilled_head")
+_EACH_FLOW_STEP = tuple(f"{head}.{part}" for head in _HEADS for part in ("blocks.", "input_proj", "output_proj"))
+_ONCE_A_RUN = (*(f"{head}.time_embed." for head in _HEADS), "position_queries")
+
+_SMALL = 64 * 1024
+"""Bytes below which a copy costs more than its bytes."""
 
 
 def is_paged(patcher) -> bool:
@@ -25,7 +33,74 @@ def room_for(needed: int) -> int:
     return max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory())
 
 
-class GeneratorPatcher(Patcher):
+def generator_patcher(generator: nn.Module):
+    """The patcher for a generator on the host's device; its embedding table stays in main memory.
+
+    A host that pages weights does so here only with a generator that does not fit beside a run: graphs need weights
+    that stay where they are, and the host holds models that must not be paged in the same way.
+    """
+    device, offload_device = memory.get_torch_device(), memory.unet_offload_device()
+    set_table_aside(generator)
+    size = memory.module_size(generator)
+    kind = GeneratorPatcher
+    if Patcher is not comfy.model_patcher.ModelPatcher:
+        if memory.get_total_memory(device) < 1.1 * size + room_for(RUN):
+            kind = PagedGeneratorPatcher
+    return kind(generator, load_device=device, offload_device=offload_device)
+
+
+RUN = 2**30
+"""Bytes that a usual run takes beside the weights, with its graphs."""
+
+
+def set_table_aside(generator: nn.Module) -> None:
+    """Take the embedding table, of which a run reads a few rows once, out of what the host moves to its device.
+
+    It is found under its name as before, but it is no part of the module: not in its state dict, not moved with it.
+    """
+    language_model = generator.language_model
+    table = language_model.embed_tokens
+    del language_model.embed_tokens
+    object.__setattr__(language_model, "embed_tokens", table)
+
+
+class _Size(int):
+    """A module's size in the host's list, which it sorts by; here what is read more often counts as larger."""
+
+    def __new__(cls, size: int, reads: int):
+        self = super().__new__(cls, size)
+        self.order = reads, int(size)
+        return self
+
+    def __eq__(self, other):
+        return self.order == other.order
+
+    def __lt__(self, other):
+        return self.order < other.order
+
+    __hash__ = int.__hash__
+
+
+class _MostReadFirst:
+    """What every flow step of a token reads stays on the device first, and what a run reads once goes first.
+
+    By itself the host keeps the largest modules, and sends the flow head's small ones over the bus 30 times a token.
+    """
+
+    def _load_list(self, *arguments, **options):
+        listed = super()._load_list(*arguments, **options)  # (size, …, name, module, parameters)
+        if options.get("for_dynamic"):  # (is large, …): those that are not come first
+            return [(entry[0] and not entry[-3].startswith(_EACH_FLOW_STEP), *entry[1:]) for entry in listed]
+        return [(_Size(entry[0], _reads(entry[-3], entry[0])), *entry[1:]) for entry in listed]
+
+
+def _reads(name: str, size: int) -> int:
+    if name.startswith(_ONCE_A_RUN):
+        return 0
+    return 2 if name.startswith(_EACH_FLOW_STEP) or size < _SMALL else 1
+
+
+class GeneratorPatcher(_MostReadFirst, comfy.model_patcher.ModelPatcher):
     """Graphs hold memory, and the addresses of weights: both go when the host wants the weights elsewhere."""
 
     def unpatch_model(self, device_to=None, unpatch_weights=True):
@@ -36,3 +111,7 @@ class GeneratorPatcher(Patcher):
     def partially_unload(self, *arguments, **options):
         self.model.graphs.clear()
         return super().partially_unload(*arguments, **options)
+
+
+class PagedGeneratorPatcher(_MostReadFirst, Patcher):
+    """For a generator that does not fit, in hosts that page weights."""

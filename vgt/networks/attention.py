@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    from flash_attn import flash_attn_func
-except Exception:  # absent, or built for another torch: either way it is optional
-    flash_attn_func = None
-
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_MAX_HEAD_WIDTH = 256
 _FLASH_CAPABILITY = (8, 0)  # Ampere
+
+MASKED = 2**23
+"""Entries of a mask (query heads of a key head x queries x keys) that are made at once: 17 MB in bf16."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -22,30 +22,70 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     Args:
         q: [B, heads, m, d].
         k, v: [B, kv_heads, n, d], heads a multiple of kv_heads: query head i reads key head i * kv_heads // heads.
-        mask: bool, broadcastable to [B, 1, m, n], True where a key is seen; None for all.
+        mask: bool, broadcastable to [B, 1, m, n], True where a key is seen, or what `prepare_mask` made of one; None
+            for all.
         causal: the m queries are the last m of the n keys, and each sees no key after itself. Not together with a mask.
 
     Returns [B, heads, m, d].
     """
     m, n = q.shape[2], k.shape[2]
     # Not the language model's: with a mask, as in CUDA graphs, and without one it must be the same kernel.
-    if flash_attn_func is not None and mask is None and not causal and _flash_allows(q):
-        return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    if mask is None and not causal and _flash_allows(q) and (flash := _flash_attention()) is not None:
+        return flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     causal = causal and m > 1  # a single last query sees everything
-    if causal and m != n:
-        mask = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
-        causal = False
     groups = q.shape[1] // k.shape[1]
-    if groups == 1:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    if causal and m == n and (groups == 1 or torch.is_grad_enabled()):  # training: fast, at the price of copies
+        k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v)) if groups > 1 else (k, v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if (causal or mask is not None) and groups * m * n > MASKED:
+        return _in_blocks(q, k, v, mask, causal)
     if causal:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        mask = causal_mask(m, n, q.device)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = prepare_mask(mask, m, groups, q.dtype)
     # Lay the heads of a group along the query axis, so that no key or value is copied.
     folded = q.reshape(q.shape[0], k.shape[1], groups * m, q.shape[3])
-    if mask is not None:
-        mask = torch.cat([mask.expand(*mask.shape[:-2], m, n)] * groups, dim=-2)
     return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
+
+
+def causal_mask(m: int, n: int, device) -> Tensor:
+    """bool [1, 1, m, n]: each of the last m of n places sees those up to itself."""
+    return torch.ones(1, 1, m, n, dtype=torch.bool, device=device).tril(n - m)
+
+
+def prepare_mask(mask: Tensor, m: int, groups: int, dtype: torch.dtype) -> Tensor:
+    """A mask as the kernels take it, for all layers: bool [B or 1, 1, m or 1, n] → [B or 1, 1, groups * m, n].
+
+    0 where a key is seen and -inf where not, in rows that are aligned in memory; from a bool mask each call would make
+    one of its own.
+    """
+    n = mask.shape[-1]
+    aligned = -(-n // 16) * 16
+    prepared = torch.full((*mask.shape[:-2], groups, m, aligned), -torch.inf, dtype=dtype, device=mask.device)[..., :n]
+    return prepared.masked_fill_(mask.unsqueeze(-3), 0).flatten(-3, -2)
+
+
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """So many queries at a time that their mask stays small, each block with the keys it can see."""
+    m, n = q.shape[2], k.shape[2]
+    size = max(1, MASKED // (q.shape[1] // k.shape[1] * n))
+    out = torch.empty_like(q)
+    for first in range(0, m, size):
+        last = min(first + size, m)
+        end = n - m + last if causal else n
+        own = mask if mask is None or mask.shape[-2] == 1 else mask[..., first:last, :]
+        out[:, :, first:last] = attention(q[:, :, first:last], k[:, :, :end], v[:, :, :end], own, causal)
+    return out
+
+
+@cache
+def _flash_attention():
+    """flash-attn's function, imported when first asked for; None where it is absent or built for another torch."""
+    try:
+        from flash_attn import flash_attn_func
+    except Exception:
+        return None
+    return flash_attn_func
 
 
 def _flash_allows(q: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import LanguageModelConfig
-from .attention import attention
+from .attention import MASKED, attention, causal_mask, prepare_mask
 
 
 class KVCache:
@@ -45,16 +45,23 @@ class KVCache:
 
 
 def rotary_table(config: LanguageModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [rows, 1, n, head_width], float32, for positions [rows, n] (RoPE, halves rotated)."""
+    """Cosines and sines [rows, 1, n, head_width], float32, for positions [rows, n] (RoPE, halves rotated).
+
+    The sines of the first half have their sign changed, as a rotation takes them.
+    """
     exponent = torch.arange(0, config.head_width, 2, device=positions.device, dtype=torch.float32) / config.head_width
     angles = positions[:, None, :, None].float() * config.rope_theta**-exponent
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+    # In this order what comes out lies head by head, and queries of a group need no copy to be laid side by side.
+    return torch.addcmul(x.roll(x.shape[-1] // 2, -1) * sin, x, cos)
+
+
+LONG = 2048
+"""Inputs of a row that go through an MLP at once."""
 
 
 class _SelfAttention(nn.Module):
@@ -84,11 +91,12 @@ class _SelfAttention(nn.Module):
         qkv = self.qkv_proj(x).view(rows, m, -1, self.head_width).transpose(1, 2)
         q, k, v = qkv.split(self.splits, dim=1)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        k = _rotate(k, cos, sin)
+            q, k = _rotate(self.q_norm(q), cos, sin), _rotate(self.k_norm(k), cos, sin)
+        else:  # both at once: they lie side by side
+            q, k = _rotate(qkv[:, : sum(self.splits[:2])], cos, sin).split(self.splits[:2], dim=1)
         if cache is not None:
             k, v = cache.write(layer, slot, k, v)
-        out = attention(_rotate(q, cos, sin), k, v, mask, causal=mask is None)
+        out = attention(q, k, v, mask, causal=mask is None)
         return self.o_proj(out.transpose(1, 2).reshape(rows, m, -1))
 
 
@@ -99,6 +107,8 @@ class _MLP(nn.Module):
         self.down_proj = operations.Linear(config.mlp_width, config.width, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > LONG:  # a picture to repaint: its hidden values are several times its other activations
+            return torch.cat([self.forward(part) for part in x.split(LONG, dim=1)], dim=1)
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(nn.functional.silu(gate) * up)
 
@@ -152,6 +162,16 @@ class LanguageModel(nn.Module):
         Returns the hidden states after the final norm, [rows, m, width].
         """
         cos, sin = rotary
+        if cache is not None:
+            mask = self._mask(mask, embeds, slot)
         for index, layer in enumerate(self.layers):
             embeds = layer(embeds, cos, sin, cache, index, slot, mask)
         return self.norm(embeds)
+
+    def _mask(self, mask: Tensor | None, embeds: Tensor, slot: int | Tensor) -> Tensor | None:
+        """The mask of a step, made once for all layers; as it is where it would be too large."""
+        m, groups = embeds.shape[1], self.config.heads // self.config.kv_heads
+        n = slot + m if mask is None else mask.shape[-1]
+        if (mask is None and m == 1) or groups * m * n > MASKED:
+            return mask
+        return prepare_mask(causal_mask(m, n, embeds.device) if mask is None else mask, m, groups, embeds.dtype)

@@ -54,10 +54,14 @@ class Generator(nn.Module):
         token_pixels: int | None = None,
         *,
         operations=nn,
+        head_operations=None,
         device=None,
         dtype=None,
     ):
-        """token_pixels: side in pixels of a token; None is what the family's published models have."""
+        """token_pixels: side in pixels of a token; None is what the family's published models have.
+
+        head_operations: layers of the flow head; None are those of the rest.
+        """
         super().__init__()
         found = find_family(family)
         width = config.language.width
@@ -71,10 +75,11 @@ class Generator(nn.Module):
         self.position_queries = PositionQueries(width, config.grid, **factory)
         self.image_in_projector = operations.Linear(LATENT_CHANNELS, width, **factory)
         self.image_out_projector = operations.Linear(width, width, **factory)
-        self.flow_head = FlowHead(config.flow_head, width, operations=operations, **factory)
+        head_operations = head_operations or operations
+        self.flow_head = FlowHead(config.flow_head, width, operations=head_operations, **factory)
         self.distilled_head: DistilledHead | None = None
         if config.distilled_head is not None:
-            self.distilled_head = DistilledHead(config.distilled_head, width, operations=operations, **factory)
+            self.distilled_head = DistilledHead(config.distilled_head, width, operations=head_operations, **factory)
         self.graphs = GraphCache()
 
     def head(self, flow: FlowSettings) -> FlowHead:
@@ -290,7 +295,9 @@ def draw_noise(seed: int, images: Sequence[int], tokens: int, steps: int) -> Ten
 def run_tensors(generator, plan, ids, image_start, grid, noise, device) -> tuple[RunTensors, Tensor]:
     """What a run begins with: its tensors, no latent known; and the embedded text [rows, text tokens, D]."""
     rows, dtype = len(ids), generator.dtype
-    text = torch.cat((ids, torch.tensor(image_start).expand(rows, -1)), dim=1).to(device)
+    text = torch.cat((ids, torch.tensor(image_start).expand(rows, -1)), dim=1)
+    embed_tokens = generator.language_model.embed_tokens
+    text = text.to(embed_tokens.weight.device)  # looked up where the table lies: a few rows move, not the table
     run = RunTensors(
         table=generator.position_queries(*grid, device=device, dtype=dtype).flatten(0, 1),
         noise=noise.to(device, torch.float32),
@@ -298,7 +305,7 @@ def run_tensors(generator, plan, ids, image_start, grid, noise, device) -> tuple
         lengths=torch.tensor(plan.lengths).to(device),
         spread=torch.zeros(len(noise), 0, device=device),
     )
-    return run, generator.language_model.embed_tokens(text).to(dtype)
+    return run, embed_tokens(text).to(device, dtype)
 
 
 @contextmanager
