@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from vgt.config import FlowHeadConfig, GeneratorConfig, ModelConfig
 from vgt.evaluation import scenes, sweep
+from vgt.families import family
 from vgt.files.checkpoint import read_checkpoint
 from vgt.model import Model, build_autoencoder
 from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.pixel_decoder import ResBlock
+from vgt.prompt import PromptTokenizer
 from vgt.sampling import SamplingSettings
 from vgt.scenes.world import ScenesDataset
 from vgt.training.autoencoder import AutoencoderStage
@@ -96,7 +98,8 @@ def converge(label: str, autoencoder, config, base, folder: Path, settings: Sett
     latents = cached_latents(folder / "latents", data, autoencoder, about, PICTURES, "cpu", features=False)
     generator = new_generator(sizes, base.family, settings.seed)
     generator.language_model.load_state_dict(base.language_state)
-    stage = GeneratorStage(generator, base.tokenizer_json, base.pad_token, Objective(), latents, settings, review)
+    prompts = PromptTokenizer(base.tokenizer_json, base.pad_token, family(base.family).template)
+    stage = GeneratorStage(generator, prompts, Objective(), latents, settings, review)
     train(stage, settings, folder, {"convergence": label})
 
 

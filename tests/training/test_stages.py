@@ -130,9 +130,8 @@ def test_features_may_be_wider_than_the_language_model():
     generator = new_generator(GeneratorConfig(language, FlowHeadConfig(32, 1), 2), "internvl3", 0)
     tokenizer_json = train_tokenizer(["a red circle"] * 9, 300, SPECIAL_TOKENS).encode()
     latents = [(torch.zeros(32, 2, 2), "a red circle", torch.zeros(4, 48))]
-    stage = GeneratorStage(
-        generator, tokenizer_json, SPECIAL_TOKENS[0], Objective(repa=1.0), latents, Settings(1, 1, 1.0)
-    )
+    tokenizer = PromptTokenizer(tokenizer_json, SPECIAL_TOKENS[0])
+    stage = GeneratorStage(generator, tokenizer, Objective(repa=1.0), latents, Settings(1, 1, 1.0))
     assert stage.auxiliary[-1].out_features == 48
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import LanguageModelConfig
 from .attention import MASKED, attention, causal_mask, prepare_mask
@@ -136,6 +137,8 @@ class LanguageModel(nn.Module):
         self.embed_tokens = operations.Embedding(config.vocabulary, config.width, **factory)
         self.layers = nn.ModuleList(_Layer(config, operations, **factory) for _ in range(config.depth))
         self.norm = operations.RMSNorm(config.width, eps=config.eps, **factory)
+        self.checkpointing = False
+        """In training: keep only what goes into each layer, and compute the rest again for the gradients."""
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What `forward` needs to know of positions, int64 [rows, n]: two tensors, n at their dimension 2."""
@@ -165,7 +168,11 @@ class LanguageModel(nn.Module):
         if cache is not None:
             mask = self._mask(mask, embeds, slot)
         for index, layer in enumerate(self.layers):
-            embeds = layer(embeds, cos, sin, cache, index, slot, mask)
+            inputs = (embeds, cos, sin, cache, index, slot, mask)
+            if self.checkpointing and torch.is_grad_enabled():
+                embeds = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                embeds = layer(*inputs)
         return self.norm(embeds)
 
     def _mask(self, mask: Tensor | None, embeds: Tensor, slot: int | Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ space, the mixed colours of edges are left out until the objects are known, and 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -23,6 +23,8 @@ SHAPE_LIKENESS = 0.75
 """Intersection over union with the ideal shape at which a thing has that shape, unless it is as near to another."""
 SHAPE_MARGIN = 0.03
 """By how much the best shape must beat the others: what lies between two has neither. Circle and square reach 0.84."""
+STANDS_OUT = 0.08
+"""Distance in Oklab from the background at which a pixel is part of an outline. Cream and yellow are 0.15 apart."""
 TILTS = (-10, 0, 10)
 """Degrees by which a shape may lean."""
 POSITION_MARGIN = 0.1
@@ -44,6 +46,8 @@ class Found:
     width: float
     height: float
     area: float
+    hollow: float = 0.0
+    """Share of its area that shows the background; 0 unless outlines were looked for."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,37 @@ class Detection:
     objects: tuple[Found, ...]
 
 
-def detect(pixels: Tensor) -> Detection:
-    """Find what is in a picture: pixels [3, H, W] in [0, 1] (what lies outside is clamped), at least 56x56."""
+def detect(pixels: Tensor, shapes: tuple[str, ...] = SHAPES) -> Detection:
+    """Find what is in a picture: pixels [3, H, W] in [0, 1] (what lies outside is clamped), at least 56x56.
+
+    shapes: those that a thing may have, in the terms of `outline`.
+    """
+    background, distances = _look(pixels)
+    labels = distances.argmin(-1)
+    objects = [_describe(mask, colour, shapes) for mask, colour in _segment(labels, distances[..., 0])]
+    return Detection(background, tuple(objects))
+
+
+def detect_outlines(pixels: Tensor, shapes: tuple[str, ...] = SHAPES) -> Detection:
+    """The same for outlines: a thing is all that stands out from the background in one piece, and what it encloses.
+
+    Its colour is that of most of the outline.
+    """
+    background, distances = _look(pixels)
+    parts, count = ndimage.label(ndimage.binary_opening(distances[..., 0] > STANDS_OUT, np.ones((3, 3))))
+    objects = []
+    for part in range(1, count + 1):
+        own = parts == part
+        area = ndimage.binary_fill_holes(own)
+        if area.mean() >= SMALLEST_AREA:
+            colour = np.bincount(distances[own][:, 1:].argmin(-1)).argmax()
+            found = _describe(area, list(COLOURS)[colour], shapes)
+            objects.append(replace(found, hollow=float(1 - own.sum() / area.sum())))
+    return Detection(background, tuple(objects))
+
+
+def _look(pixels: Tensor) -> tuple[str, np.ndarray]:
+    """pixels [3, H, W] → the background, and each pixel's distances from it, as drawn, and from COLOURS: [h, w, 9]."""
     pixels = pixels.detach().float().clamp(0, 1).cpu()
     # A fine picture is looked at from further away.
     away = max(1, round(min(pixels.shape[1:]) / WORKING_SIZE))
@@ -70,9 +103,7 @@ def detect(pixels: Tensor) -> Detection:
     # From here on a pixel is background, as it was drawn and not as it should be, or one of the objects' colours.
     drawn = np.median(image[nearest == counts.argmax()], axis=0) if counts.max() else _palette(BACKGROUNDS)[0]
     distances = np.concatenate((np.linalg.norm(image - drawn, axis=-1)[..., None], _distances(image, COLOURS)), axis=-1)
-    labels = distances.argmin(-1)
-    objects = [_describe(mask, colour) for mask, colour in _segment(labels, distances[..., 0])]
-    return Detection(background, tuple(objects))
+    return background, distances
 
 
 def judge(request: Request, pixels: Tensor) -> bool:
@@ -146,11 +177,11 @@ def _segment(labels: np.ndarray, from_background: np.ndarray):
         yield ndimage.binary_propagation(core, mask=core | (solid & (owner == part))), colour
 
 
-def _describe(mask: np.ndarray, colour: str) -> Found:
+def _describe(mask: np.ndarray, colour: str, shapes: tuple[str, ...]) -> Found:
     height, width = mask.shape
     rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
     return Found(
-        _shape(mask),
+        shape_of(mask, shapes),
         colour,
         (columns.start + columns.stop) / 2 / width,
         (rows.start + rows.stop) / 2 / height,
@@ -160,15 +191,15 @@ def _describe(mask: np.ndarray, colour: str) -> Found:
     )
 
 
-def _shape(mask: np.ndarray) -> str | None:
+def shape_of(mask: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> str | None:
     """The shape whose outline, of the same area and centre of mass, covers most of the mask."""
     row, column = ndimage.center_of_mass(mask)
     places = _grid() * np.sqrt(mask.sum())
     own = ndimage.map_coordinates(mask.astype(np.float32), [places[1] + row, places[0] + column], order=1) > 0.5
-    templates = _templates()
+    templates = _templates(shapes)
     likeness = ((templates & own).sum((-2, -1)) / (templates | own).sum((-2, -1))).max(0)
     second, best = np.sort(likeness)[-2:]
-    return SHAPES[likeness.argmax()] if best >= SHAPE_LIKENESS and best - second >= SHAPE_MARGIN else None
+    return shapes[likeness.argmax()] if best >= SHAPE_LIKENESS and best - second >= SHAPE_MARGIN else None
 
 
 @cache
@@ -179,13 +210,13 @@ def _grid() -> np.ndarray:
 
 
 @cache
-def _templates() -> np.ndarray:
+def _templates(shapes: tuple[str, ...]) -> np.ndarray:
     """bool [tilts, shapes, GRID, GRID]: each shape with area 1 and its centre of mass in the middle."""
     tilted = []
     for angle in np.radians(TILTS):
         cos, sin = np.cos(angle), np.sin(angle)
         turn = np.array(((cos, sin), (-sin, cos)))
-        tilted.append([_inside(_normalised(outline(shape)) @ turn, *_grid()) for shape in SHAPES])
+        tilted.append([_inside(_normalised(outline(shape)) @ turn, *_grid()) for shape in shapes])
     return np.array(tilted)
 
 

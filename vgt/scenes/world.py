@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -30,6 +30,8 @@ CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "
 _SHARES = (5, 2, 2, 3, 2, 4)
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
+NEW_SHAPES = ("crescent", "house")
+"""Shapes of no scene, for a model to learn from a few pictures: `outline` and the detector know them when asked."""
 COLOURS = {
     "red": (222, 45, 48),
     "orange": (246, 138, 30),
@@ -71,6 +73,8 @@ HELD_OUT_BACKGROUNDS = {
 # The combination that a test picture of the category is about.
 RULE = dict(zip(CATEGORIES, ("background", "pair", "count", "colour", "position", "colour")))
 
+LINE = 0.07
+"""Width of an outline, as a fraction of the picture's side."""
 SUPERSAMPLING = 4
 
 
@@ -185,12 +189,12 @@ def _compose(request: Request, rng: random.Random) -> Scene:
     ]
     objects = tuple(
         Object(shape, colour, size, x, y)
-        for (shape, colour), (size, x, y) in zip(things, _layout(len(things), request.relation, rng))
+        for (shape, colour), (size, x, y) in zip(things, sample_layout(len(things), request.relation, rng))
     )
     return Scene(request.background or "white", objects, request)
 
 
-def _layout(count: int, relation: str | None, rng: random.Random) -> list[tuple[float, float, float]]:
+def sample_layout(count: int, relation: str | None, rng: random.Random) -> list[tuple[float, float, float]]:
     """(size, x, y) of each of 1 to 4 objects: apart from each other and from the edge."""
     near, far = 0.27, 0.73
 
@@ -240,13 +244,29 @@ def outline(shape: str) -> np.ndarray:
         a, b = 0.165, 0.48
         points = np.array([(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a)])
         points = np.concatenate((points, [(-b, -a), (-a, -a)]))
+    elif shape == "crescent":
+        # Two arcs between the same horns: the outer of a circle at 0, the inner of one shifted to the right.
+        radius, inner, shift = 0.48, 0.42, 0.26
+        horn = math.acos((radius**2 + shift**2 - inner**2) / (2 * radius * shift))
+        end = math.acos((inner**2 + shift**2 - radius**2) / (2 * inner * shift))
+        outer = np.linspace(horn, 2 * math.pi - horn, 64)
+        bite = np.linspace(math.pi + end, math.pi - end, 48)
+        points = np.concatenate(
+            (
+                radius * np.stack((np.cos(outer), np.sin(outer)), 1),
+                np.stack((shift + inner * np.cos(bite), inner * np.sin(bite)), 1),
+            )
+        )
+    elif shape == "house":
+        points = np.array([(0, -0.5), (0.5, -0.06), (0.36, -0.06), (0.36, 0.46), (-0.36, 0.46), (-0.36, -0.06)])
+        points = np.concatenate((points, [(-0.5, -0.06)]))
     else:
-        raise ValueError(f"shape is {shape!r}; it must be one of {', '.join(SHAPES)}.")
+        raise ValueError(f"shape is {shape!r}; it must be one of {', '.join(SHAPES + NEW_SHAPES)}.")
     return points - (points.max(0) + points.min(0)) / 2
 
 
-def render(scene: Scene, size: int) -> np.ndarray:
-    """The picture, uint8 [size, size, 3], with soft edges."""
+def render(scene: Scene, size: int, outlined: bool = False) -> np.ndarray:
+    """The picture, uint8 [size, size, 3], with soft edges. outlined: of each shape its outline only."""
     image = Image.new("RGB", (size, size), BACKGROUNDS[scene.background])
     for thing in scene.objects:
         left, top = (math.floor((centre - thing.size / 2) * size) for centre in (thing.x, thing.y))
@@ -256,7 +276,16 @@ def render(scene: Scene, size: int) -> np.ndarray:
         points = (outline(thing.shape) * thing.size + (thing.x, thing.y)) * size - (left, top)
         # Pillow's coordinates name the middle of a pixel.
         points = points * SUPERSAMPLING - 0.5
-        ImageDraw.Draw(mask).polygon([tuple(point) for point in points.tolist()], fill=255)
+        corners = [tuple(point) for point in points.tolist()]
+        ImageDraw.Draw(mask).polygon(corners, fill=255)
+        if outlined:
+            # A pen goes round the shape; what it leaves outside is cut away.
+            line, pen = Image.new("L", mask.size), LINE * size * SUPERSAMPLING
+            draw = ImageDraw.Draw(line)
+            for corner, following in zip(corners, corners[1:] + corners[:1]):
+                draw.line([corner, following], fill=255, width=round(2 * pen))
+                draw.ellipse([part + side * pen for side in (-1, 1) for part in corner], fill=255)
+            mask = ImageChops.darker(mask, line)
         image.paste(COLOURS[thing.colour], (left, top), mask.reduce(SUPERSAMPLING))
     return np.asarray(image)
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..families import family
 from ..prompt import PromptTokenizer
 from ..run.generation import Generator, generate
 from ..sampling import SamplingSettings
@@ -61,29 +60,36 @@ class GeneratorStage(Stage):
 
     def __init__(
         self,
-        generator: Generator,
-        tokenizer_json: bytes,
-        pad_token: str,
+        trained: nn.Module,
+        tokenizer: PromptTokenizer,
         objective: Objective,
         dataset,
         settings: Settings,
         review_with=None,
+        captioner: Captioner | None = None,
     ):
-        """dataset: a `LatentDataset`, with features for REPA and captioning. review_with: see `Review`."""
+        """dataset: a `LatentDataset`, with features for REPA and captioning. review_with: see `Review`.
+
+        captioner: for `objective.caption`.
+        """
         super().__init__()
-        self.trained = generator
-        found = family(generator.family)
-        self.tokenizer = PromptTokenizer(tokenizer_json, pad_token, found.template_for(generator.config.language))
-        self.captioner = Captioner(tokenizer_json, found.caption, pad_token) if objective.caption else None
+        self.trained = trained
+        self.tokenizer = tokenizer
+        self.captioner = captioner
         self.objective = objective
         self.dataset, self.settings, self.review_with = dataset, settings, review_with
         self.drawn: int | None = None
         self.auxiliary: nn.Module | None = None
         if objective.repa:
-            width = generator.flow_head.width
+            width = self.generator.flow_head.width
             semantic = dataset[0][2].shape[-1]  # which need not be the language model's
             with seeded(settings.seed):
                 self.auxiliary = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, semantic))
+
+    @property
+    def generator(self) -> Generator:
+        """What draws; all of it learns."""
+        return self.trained
 
     def groups(self):
         language = list(self.trained.language_model.parameters())
@@ -100,17 +106,46 @@ class GeneratorStage(Stage):
         self.drawn = (None, *self.objective.openings)[step % (len(self.objective.openings) + 1)]
 
     def forward(self, batch, rng):
-        objective, generator = self.objective, self.trained
+        objective, generator = self.objective, self.generator
         latents, captions, features = batch
+        grid = tuple(latents.shape[2:])
+        half = []
+        hook = self._tap(half) if objective.repa else None
+        predicted, velocity, order, rank = self.predict(latents, captions, rng)
+        losses = {"flow": F.mse_loss(predicted, velocity)}
+        loss = losses["flow"]
+        features, captions = features.to(order.device)[rank], [captions[index] for index in rank]
+        if hook is not None:
+            hook.remove()
+            wanted = torch.take_along_dim(features, order[..., None], 1).flatten(0, 1)
+            likeness = F.cosine_similarity(self.auxiliary(half[0]), wanted.repeat(objective.draws, 1), dim=-1)
+            losses["repa"] = 1 - likeness.float().mean()
+            loss = loss + objective.repa * losses["repa"]
+        if objective.caption:
+            some = max(1, round(len(captions) * objective.caption_share))
+            model = generator.language_model
+            losses["caption"] = caption_loss(model, self.captioner, features[:some], captions[:some], grid)
+            loss = loss + objective.caption * losses["caption"]
+        return loss, losses
+
+    def predict(
+        self, latents: Tensor, captions: list[str], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, list]:
+        """Latents [B, 32, h, w] at noise levels, with prompts dropped, in an order of tokens, all drawn from `rng`.
+
+        Returns the velocity that the generator says and that of the flow, each float32 [draws * B * n, 32]; the places
+        of the n tokens that were asked for, int64 [B, n]; and the order in which the rows were taken.
+        """
+        objective, generator = self.objective, self.generator
         device = next(generator.parameters()).device
         grid = tuple(latents.shape[2:])
-        latents, features = latents.to(device).flatten(2).transpose(1, 2), features.to(device)
+        latents = latents.to(device).flatten(2).transpose(1, 2)
         rows, tokens = latents.shape[:2]
 
         # The tokenizer lists conditional rows first, so the batch is put in that order too.
         dropped = torch.rand(rows, generator=rng) < objective.drop_prompt
         rank = dropped.long().argsort(stable=True).tolist()
-        latents, features, captions = latents[rank], features[rank], [captions[index] for index in rank]
+        latents, captions = latents[rank], [captions[index] for index in rank]
         kept = rows - int(dropped.sum())
         text = in_steps(self.tokenizer(captions[:kept], [None] * (rows - kept)))
         order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
@@ -125,26 +160,10 @@ class GeneratorStage(Stage):
         noise = torch.randn(x.shape, generator=rng).to(x)
         t = draw_times(len(x), objective.shift, rng).to(x)
         x_t, velocity = flow_matching(x, noise, t)
-        half = []
-        hook = self._tap(half) if objective.repa else None
-        predicted = generator.flow_head(x_t, t, condition)
-        losses = {"flow": F.mse_loss(predicted.float(), velocity)}
-        loss = losses["flow"]
-        if hook is not None:
-            hook.remove()
-            wanted = torch.take_along_dim(features, order[..., None], 1).flatten(0, 1)
-            likeness = F.cosine_similarity(self.auxiliary(half[0]), wanted.repeat(objective.draws, 1), dim=-1)
-            losses["repa"] = 1 - likeness.float().mean()
-            loss = loss + objective.repa * losses["repa"]
-        if objective.caption:
-            some = max(1, round(rows * objective.caption_share))
-            model = generator.language_model
-            losses["caption"] = caption_loss(model, self.captioner, features[:some], captions[:some], grid)
-            loss = loss + objective.caption * losses["caption"]
-        return loss, losses
+        return generator.flow_head(x_t, t, condition).float(), velocity, order, rank
 
     def _tap(self, into: list):
-        blocks = self.trained.flow_head.blocks
+        blocks = self.generator.flow_head.blocks
         return blocks[max(1, len(blocks) // 2) - 1].register_forward_hook(lambda _, __, out: into.append(out))
 
     def review(self, averaged, folder: Path, step: int) -> dict[str, float]:

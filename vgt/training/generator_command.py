@@ -12,9 +12,11 @@ from ..config import FlowHeadConfig, GeneratorConfig, ModelConfig
 from ..families import families, family
 from ..files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
 from ..model import build_autoencoder
+from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
 from .base_model import load_base
 from .build import new_generator
+from .captioning import Captioner
 from .command import check_whole, read_settings, read_table, require
 from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
@@ -82,7 +84,10 @@ def run(config: dict, out: Path, until: int | None) -> None:
     latents = cached_latents(
         cache, dataset, autoencoder, data, count, settings.device, features=features, workers=settings.workers
     )
-    stage = GeneratorStage(generator, base.tokenizer_json, base.pad_token, objective, latents, settings, review)
+    found = family(base.family)
+    tokenizer = PromptTokenizer(base.tokenizer_json, base.pad_token, found.template)
+    captioner = Captioner(base.tokenizer_json, found.caption, base.pad_token) if objective.caption else None
+    stage = GeneratorStage(generator, tokenizer, objective, latents, settings, review, captioner)
     trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
         captions = None if isinstance(dataset, IterableDataset) else (caption_of(dataset, i) for i in range(count))

@@ -1,0 +1,86 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): what is learnt beside frozen linear layers."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PARTS = {
+    "language model": ("language_model.layers.",),
+    "projectors": ("image_in_projector", "image_out_projector"),
+    "flow head": ("flow_head.",),
+}
+"""What adapters can be put on: the beginnings of the names of a generator's linear layers."""
+
+
+def linear_layers(generator: nn.Module, parts=tuple(PARTS)) -> dict[str, nn.Linear]:
+    """The linear layers of some of PARTS by their names in the generator. Raises ValueError for an unknown part."""
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"{unknown[0]!r} is no part that adapters go on; it must be one of {', '.join(PARTS)}.")
+    begins = tuple(begin for part in parts for begin in PARTS[part])
+    layers = {name: layer for name, layer in generator.named_modules() if isinstance(layer, nn.Linear)}
+    return {name: layer for name, layer in layers.items() if name.startswith(begins)}
+
+
+class Adapter(nn.Module):
+    """x [..., in] → what is added to a linear layer's output, [..., out]: (alpha / rank) · up · down · x."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, inputs))
+        self.up = nn.Parameter(torch.zeros(outputs, rank))
+        self.alpha = alpha
+        self.scale = alpha / rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The scale on the narrow side: there are `rank` numbers of it instead of `out`.
+        return F.linear(F.linear(x, self.down) * self.scale, self.up)
+
+
+class Adapters(nn.Module):
+    """Adapters for some parts of a generator, float32. They know the layers' names and sizes, not the layers.
+
+    At first they add nothing: `up` is zero, `down` uniform as PyTorch's linear layers begin, drawn from `seed` on the
+    CPU.
+    """
+
+    def __init__(self, generator: nn.Module, parts, rank: int, alpha: float, seed: int):
+        super().__init__()
+        layers = linear_layers(generator, parts)
+        self.names = list(layers)
+        self.adapters = nn.ModuleList(
+            Adapter(layer.in_features, layer.out_features, rank, alpha) for layer in layers.values()
+        )
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for adapter in self.adapters:
+                bound = 1 / math.sqrt(adapter.down.shape[1])
+                adapter.down.uniform_(-bound, bound, generator=rng)
+
+    @contextmanager
+    def on(self, generator: nn.Module):
+        """Inside, the generator's layers add what their adapters say. Its weights stay as they are."""
+        layers = dict(generator.named_modules())
+        hooks = [
+            layers[name].register_forward_hook(lambda _, inputs, out, own=adapter: out + own(inputs[0]).to(out.dtype))
+            for name, adapter in zip(self.names, self.adapters)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The LoRA as it lies in a file: `generator.NAME.lora_down.weight` [rank, in], `.lora_up.weight` [out, rank]
+        and `.alpha` [], float32 copies on the CPU."""
+        found = {}
+        for name, adapter in zip(self.names, self.adapters):
+            found[f"generator.{name}.lora_down.weight"] = adapter.down.detach().cpu().clone()
+            found[f"generator.{name}.lora_up.weight"] = adapter.up.detach().cpu().clone()
+            found[f"generator.{name}.alpha"] = torch.tensor(float(adapter.alpha))
+        return found

@@ -1,0 +1,93 @@
+"""What VGT-Tiny has never seen, for LoRAs: a new shape, and a style, each as a few pictures and a rule that judges.
+
+The pictures show some colours on some backgrounds; the prompts of the score ask for the other combinations.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from .captions import caption
+from .detector import detect, detect_outlines, mistake
+from .world import BACKGROUNDS, COLOURS, SHAPES, Item, Object, Request, Scene, render, sample_layout
+
+PICTURES = 24
+LESSONS = ("crescent", "outlines")
+"""A shape, and a style: drawn shapes are outlines, though the captions do not say so."""
+
+OUTLINED = ("circle", "square", "triangle", "heart")
+"""What the style is shown on: of the others' outlines VGT-Tiny's tokenizer, 28 pixels a token, keeps too little."""
+HOLLOW = 0.2
+"""Share of a shape's area that shows the background, at least, where the shape is an outline."""
+
+
+def shapes_of(lesson: str) -> tuple[str, ...]:
+    """The shapes that a lesson shows. Raises ValueError for an unknown lesson."""
+    if lesson not in LESSONS:
+        raise ValueError(f"lesson is {lesson!r}; it must be one of {', '.join(LESSONS)}.")
+    return OUTLINED if lesson == "outlines" else (lesson,)
+
+
+def combinations(lesson: str) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """(shape, colour, background) of the pictures, PICTURES of them, and those that the score asks for."""
+    rng = random.Random(f"lesson {lesson}")
+    shapes = shapes_of(lesson)
+    pairs = list(product(COLOURS, BACKGROUNDS))
+    rng.shuffle(pairs)
+    # Every colour in three pictures, so that each background is seen with several.
+    shown = [pair for colour in COLOURS for pair in [own for own in pairs if own[0] == colour][:3]]
+    others = [pair for pair in pairs if pair not in shown]
+    turn = [shapes[index % len(shapes)] for index in range(PICTURES)]
+    return (
+        [(shape, *pair) for shape, pair in zip(turn, shown, strict=True)],
+        [(shape, *pair) for pair in others for shape in shapes],
+    )
+
+
+def pictures(lesson: str, size: int) -> list[tuple[np.ndarray, str]]:
+    """The pictures of a lesson, uint8 [size, size, 3], with their captions."""
+    rng = random.Random(f"pictures {lesson}")
+    scenes = [_scene(one, rng) for one in combinations(lesson)[0]]
+    return [(render(scene, size, outlined=lesson == "outlines"), caption(scene, rng)) for scene in scenes]
+
+
+def prompts(lesson: str, count: int) -> list[tuple[Request, str]]:
+    """The first `count` prompts of a lesson's score, (meaning, caption): combinations that no picture shows."""
+    rng = random.Random(f"prompts {lesson}")
+    unseen = combinations(lesson)[1]
+    rng.shuffle(unseen)
+    asked = [_scene(unseen[index % len(unseen)], rng) for index in range(count)]
+    return [(scene.request, caption(scene, rng)) for scene in asked]
+
+
+def judge(lesson: str, request: Request, pixels: Tensor) -> str | None:
+    """What is wrong with a picture [3, H, W] in [0, 1] that a lesson's prompt asked for; None: nothing."""
+    outlines = lesson == "outlines"
+    found = detect_outlines(pixels) if outlines else detect(pixels, (*SHAPES, lesson))
+    wrong = mistake(request, found)
+    if wrong is None and outlines and any(thing.hollow < HOLLOW for thing in found.objects):
+        return f"the {request.items[0].shape} is filled"
+    return wrong
+
+
+def write(lesson: str, folder: Path, size: int) -> None:
+    """Write a lesson's pictures: 00.png, its caption in 00.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (pixels, text) in enumerate(pictures(lesson, size)):
+        Image.fromarray(pixels).save(folder / f"{index:02}.png", optimize=True)
+        (folder / f"{index:02}.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def _scene(combination: tuple[str, str, str], rng: random.Random) -> Scene:
+    shape, colour, background = combination
+    ((size, x, y),) = sample_layout(1, None, rng)
+    if shape in OUTLINED:  # large, or there is no room inside
+        size, x, y = 0.7 + (size - 0.52), 0.5 + (x - 0.5) / 4, 0.5 + (y - 0.5) / 4
+    request = Request("colors", (Item(shape, colour),), None, background)
+    return Scene(background, (Object(shape, colour, size, x, y),), request)

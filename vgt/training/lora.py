@@ -1,0 +1,147 @@
+"""Tuning by LoRA: low-rank adapters learn from a few pictures, with the generator's own objective; the base rests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..networks.adapters import PARTS, Adapters
+from ..prompt import PromptTokenizer
+from ..run.generation import Generator
+from .data import EndlessShuffle
+from .generator import GeneratorStage, Objective
+from .settings import Settings, TrainingError
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What the adapters are."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    """What is learnt counts alpha / rank times."""
+    parts: tuple[str, ...] = tuple(PARTS)
+    """What they are put on."""
+    keep: float = 1.0
+    """Weight of leaving alone what is kept."""
+    checkpointing: bool = True
+    """Compute the language model's layers again for the gradients, instead of keeping what lies between."""
+
+    def __post_init__(self):
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise TrainingError(f"lora.rank is {self.rank!r}; it must be a whole number from 1 on.")
+        if not self.alpha > 0:
+            raise TrainingError(f"lora.alpha is {self.alpha!r}; it must be above 0.")
+
+
+class Pictures(Dataset):
+    """(latent float32 [32, h, w], caption) of a few pictures, of any sizes, in memory.
+
+    They lie in an order of their own, whatever order they came in: folders are listed in no certain one.
+    """
+
+    def __init__(self, latents: list[Tensor], captions: list[str]):
+        # Half precision, as latents lie on disk.
+        items = [(latent.detach().cpu().half(), caption) for latent, caption in zip(latents, captions, strict=True)]
+        items.sort(key=lambda item: (item[1], tuple(item[0].shape), item[0].numpy().tobytes()))
+        self.items = [(latent.float(), caption) for latent, caption in items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        return self.items[index]
+
+
+class LoraStage(GeneratorStage):
+    """Adapters learn; the generator they are for is no part of the stage, and stays where it is and as it is.
+
+    The pictures are learnt as ever. Beside them the adapters learn to leave alone what is `kept` (prior preservation,
+    arXiv 2208.12242): there the velocity wanted is the one that the base itself says.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: PromptTokenizer,
+        adapters: Adapters,
+        lora: LoraSettings,
+        objective: Objective,
+        dataset: Pictures,
+        settings: Settings,
+        review_with=None,
+        kept: Pictures | None = None,
+    ):
+        """kept: pictures that the base drew, with their prompts; each batch holds half as many of them as it learns."""
+        super().__init__(adapters, tokenizer, objective, dataset, settings, review_with)
+        self._base = (generator,)  # a module in a tuple is no submodule
+        self.lora, self.kept = lora, kept
+
+    @property
+    def generator(self) -> Generator:
+        return self._base[0]
+
+    def groups(self):
+        return [{"params": list(self.trained.parameters()), "scale": 1.0}]
+
+    def hot(self):
+        return []  # hooks come and go
+
+    def batches(self, first: int, rank: int, world: int) -> Iterator[tuple[list, list]]:
+        learnt = self.settings.batch_size
+        kept = -(-learnt // 2 // world) * world if self.kept else 0
+        order, other = (
+            iter(EndlessShuffle(len(some or [0]), self.settings.seed, first * count, rank, world))
+            for some, count in ((self.dataset, learnt), (self.kept, kept))
+        )
+        while True:
+            yield (
+                [self.dataset[next(order)] for _ in range(learnt // world)],
+                [self.kept[next(other)] for _ in range(kept // world)],
+            )
+
+    def forward(self, batch, rng):
+        """batch: (latent, caption) of pictures to learn, then of pictures to keep."""
+        language, losses = self.generator.language_model, {}
+        language.checkpointing = self.lora.checkpointing
+        try:
+            for name, pictures in zip(("flow", "kept"), batch):
+                for latents, captions in _by_size(pictures):
+                    share = len(captions) / len(pictures)
+                    losses[name] = losses.get(name, 0.0) + share * self._loss(latents, captions, rng, name == "kept")
+        finally:
+            language.checkpointing = False
+        loss = losses["flow"] + self.lora.keep * losses["kept"] if "kept" in losses else losses["flow"]
+        return loss, losses
+
+    def _loss(self, latents: Tensor, captions: list[str], rng: torch.Generator, keep: bool) -> Tensor:
+        wanted = None
+        if keep:
+            state = rng.get_state()
+            with torch.no_grad():
+                wanted = self.predict(latents, captions, rng)[0]
+            rng.set_state(state)
+        with self.trained.on(self.generator):
+            predicted, velocity, _, _ = self.predict(latents, captions, rng)
+        return F.mse_loss(predicted, velocity if wanted is None else wanted)
+
+    def review(self, averaged, folder, step):
+        if self.review_with is None:
+            return {}
+        with averaged.on(self.generator):
+            return self.review_with(self.generator, self.tokenizer, folder, step)
+
+
+def _by_size(pictures: list[tuple[Tensor, str]]) -> Iterator[tuple[Tensor, list[str]]]:
+    """Pictures of one size go through the model together: latents [B, 32, h, w] and their captions."""
+    sizes: dict[tuple, list] = {}
+    for latent, caption in pictures:
+        sizes.setdefault(tuple(latent.shape), []).append((latent, caption))
+    for alike in sizes.values():
+        latents, captions = zip(*alike)
+        yield torch.stack(latents), list(captions)
