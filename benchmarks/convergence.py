@@ -98,7 +98,7 @@ def converge(label: str, autoencoder, config, base, folder: Path, settings: Sett
     latents = cached_latents(folder / "latents", data, autoencoder, about, PICTURES, "cpu", features=False)
     generator = new_generator(sizes, base.family, settings.seed)
     generator.language_model.load_state_dict(base.language_state)
-    prompts = PromptTokenizer(base.tokenizer_json, base.pad_token, family(base.family).template)
+    prompts = PromptTokenizer(base.tokenizer_json, base.pad_token, family(base.family).template_for(base.language))
     stage = GeneratorStage(generator, prompts, Objective(), latents, settings, review)
     train(stage, settings, folder, {"convergence": label})
 

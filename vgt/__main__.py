@@ -1,4 +1,4 @@
-"""The command line: python -m vgt convert | generate | reconstruct | train | evaluate."""
+"""The command line: python -m vgt convert | generate | merge | reconstruct | train | evaluate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import add_settings, read_settings
+from .arguments import add_settings, read_settings, read_strength
 from .files.hub import HubError
 from .picture_files import FORMATS, check_writable, picture_paths, read_picture, write_picture
 from .steering_arguments import add_steering, read_steering, write_latent
@@ -58,9 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--negative", default=None, help="what to stay away from (default: nothing)")
     add_settings(generate)
     add_steering(generate)
+    generate.add_argument("--lora", action="append", default=[], metavar="FILE:STRENGTH", help="may be repeated")
     generate.add_argument("--batch", type=int, default=1, help="pictures of each prompt (default: 1)")
     _add_force(generate)
     generate.set_defaults(run=_generate)
+
+    merge = commands.add_parser("merge", help="write a model with a LoRA merged into it")
+    merge.add_argument("model", type=Path, help="a model file, or a folder in the published layout")
+    merge.add_argument("lora", metavar="LORA", help="the LoRA's .safetensors; FILE:0.8 merges less of it")
+    merge.add_argument("out", type=Path, help="the .safetensors file to write")
+    merge.set_defaults(run=_merge)
 
     reconstruct = commands.add_parser("reconstruct", help="push an image through the tokenizer and back")
     _add_model(reconstruct)
@@ -123,6 +130,14 @@ def _convert(options) -> None:
     print(f"{options.target} ({options.target.stat().st_size / 1e6:.0f} MB)")
 
 
+def _merge(options) -> None:
+    from .lora import merge_file
+
+    lora, strength = read_strength(options.lora)
+    merge_file(options.model, lora, options.out, strength)
+    print(f"{options.out} ({options.out.stat().st_size / 1e6:.0f} MB)")
+
+
 def _generate(options) -> None:
     from tqdm import tqdm
 
@@ -144,6 +159,8 @@ def _generate(options) -> None:
         if path is not None:
             check_writable(path)
     model = _load(options)
+    for lora in options.lora:
+        model = model.with_lora(*read_strength(lora))
     settings = read_settings(options, model.recommended)
     side = model.config.token_pixels
     steering = read_steering(options, (settings.height // side, settings.width // side))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from .run.flow import SOLVERS
 from .run.order import ORDERS
@@ -57,3 +58,12 @@ def read_settings(
     elif "steps" in given:
         base = replace(base, flow=replace(base.flow, final_steps=None))
     return SamplingSettings.from_dict({**base.to_dict(), **given})
+
+
+def read_strength(argument: str) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH → the file and the strength, 1 where none is given. A file's name may hold colons."""
+    file, colon, strength = argument.rpartition(":")
+    try:
+        return (Path(file), float(strength)) if colon else (Path(argument), 1.0)
+    except ValueError:
+        return Path(argument), 1.0

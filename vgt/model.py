@@ -30,7 +30,7 @@ class Model:
     """What `vgt.load` returns.
 
     Attributes: config; autoencoder; generator and tokenizer, None in a tokenizer-only model; device; dtype;
-    recommended, how its maker would draw (what is open in it: as published).
+    recommended, how its maker would draw (what is open in it: as published); name, of its file, for messages.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Model:
         device: torch.device,
         dtype: torch.dtype,
         recommended: SamplingSettings | None = None,
+        name: str = "the model",
     ):
         self.config = config
         self.autoencoder = autoencoder
@@ -50,6 +51,7 @@ class Model:
         self.device = device
         self.dtype = dtype
         self.recommended = recommended or SamplingSettings()
+        self.name = name
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -120,6 +122,16 @@ class Model:
         """Prompts → PIL images, one a prompt. Takes `generate`'s arguments and raises what it raises."""
         return [to_image(pixels) for pixels in self.decode(self.generate(prompts, negative, **arguments))]
 
+    def with_lora(self, path: str | Path, strength: float = 1.0) -> Model:
+        """The model with a LoRA file applied; it stays as it is itself, and shares the weights that do not change.
+
+        strength: counts what was learnt so many times; negative ones take it away. Raises FileNotFoundError, and
+        files.lora.LoraError for a file that is no plain LoRA, or of another model.
+        """
+        from .lora import with_lora
+
+        return with_lora(self, path, strength)
+
 
 def to_image(pixels: Tensor) -> Image:
     """What `decode` gives for one image, [3, H, W] in [-1, 1] → a PIL image; what lies outside is clamped."""
@@ -148,7 +160,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     if checkpoint.config.generator:
         generator = build_generator(checkpoint, dtype=dtype, device=device)
         tokenizer = build_tokenizer(checkpoint)
-    return Model(checkpoint.config, autoencoder, generator, tokenizer, device, dtype, checkpoint.recommended)
+    recommended, name = checkpoint.recommended, checkpoint.path.name
+    return Model(checkpoint.config, autoencoder, generator, tokenizer, device, dtype, recommended, name)
 
 
 def build_autoencoder(checkpoint: Checkpoint, *, dtype: torch.dtype, operations=nn, device="cpu") -> Autoencoder:

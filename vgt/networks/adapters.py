@@ -84,3 +84,21 @@ class Adapters(nn.Module):
             found[f"generator.{name}.lora_up.weight"] = adapter.up.detach().cpu().clone()
             found[f"generator.{name}.alpha"] = torch.tensor(float(adapter.alpha))
         return found
+
+    def load(self, tensors) -> str | None:
+        """Take over a LoRA of the form that `tensors` gives. Returns what hinders it, where it is of another."""
+        for name, adapter in zip(self.names, self.adapters):
+            down, up, alpha = (
+                tensors.get(f"generator.{name}.{end}") for end in ("lora_down.weight", "lora_up.weight", "alpha")
+            )
+            if down is None or up is None or alpha is None:
+                return f"it has nothing for {name}"
+            if down.shape != adapter.down.shape or up.shape != adapter.up.shape:
+                return f"its rank is {down.shape[0]}, not {adapter.down.shape[0]}"
+            with torch.no_grad():
+                adapter.down.copy_(down)
+                adapter.up.copy_(up)
+            adapter.alpha = float(alpha)
+            adapter.scale = adapter.alpha / len(down)
+        more = sum(key.endswith(".lora_down.weight") for key in tensors) - len(self.names)
+        return f"it has {more} more layers" if more > 0 else None

@@ -1,4 +1,4 @@
-"""`python -m vgt train captioner|autoencoder|generator|head CONFIG.toml`, and `tiny`, which runs all of them."""
+"""`python -m vgt train captioner|autoencoder|generator|head|lora CONFIG.toml`, and `tiny`, which runs all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .settings import Settings, TrainingError
 
-STAGES = ("captioner", "autoencoder", "generator", "head")
+STAGES = ("captioner", "autoencoder", "generator", "head", "lora")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +104,7 @@ def read_settings(config: dict) -> Settings:
     table.setdefault("device", f"cuda:{torch.cuda.current_device()}" if cuda else "cpu")
     table.setdefault("dtype", "bfloat16" if cuda else "float32")
     settings = read_table({"training": table}, "training", Settings)
-    for name in ("steps", "batch_size", "log_every", "save_every", "sheet_every"):
+    for name in ("steps", "batch_size", "accumulation", "log_every", "save_every", "sheet_every"):
         check_whole(f"training.{name}", getattr(settings, name))
     if settings.dtype not in ("float32", "bfloat16"):
         raise TrainingError(f"training.dtype is {settings.dtype!r}; it must be float32 or bfloat16.")

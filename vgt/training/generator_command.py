@@ -85,7 +85,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
         cache, dataset, autoencoder, data, count, settings.device, features=features, workers=settings.workers
     )
     found = family(base.family)
-    tokenizer = PromptTokenizer(base.tokenizer_json, base.pad_token, found.template)
+    tokenizer = PromptTokenizer(base.tokenizer_json, base.pad_token, found.template_for(base.language))
     captioner = Captioner(base.tokenizer_json, found.caption, base.pad_token) if objective.caption else None
     stage = GeneratorStage(generator, tokenizer, objective, latents, settings, review, captioner)
     trained = train(stage, settings, out, config, until=until)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..files.lora import BASE_KEY, Base, base_of, fit, places
 from ..networks.adapters import PARTS, Adapters
 from ..prompt import PromptTokenizer
-from ..run.generation import Generator
+from ..run.generation import Generator, generate
+from ..sampling import SamplingSettings
 from .data import EndlessShuffle
 from .generator import GeneratorStage, Objective
 from .settings import Settings, TrainingError
+
+OBJECTIVE = Objective(drop_prompt=0.1, draws=4, shift=2.0)
+"""A LoRA's, unless a configuration says otherwise."""
+KEPT_AT_ONCE = 16
+"""Pictures to keep that are drawn together."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,43 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         return self.items[index]
+
+
+def begin(
+    generator: Generator, lora: LoraSettings, seed: int, base: Base, init: Mapping[str, Tensor] | None, name: str
+) -> tuple[Adapters, int]:
+    """Adapters for a run, new ones or those of the LoRA `init`, called `name`; and the steps that it had.
+
+    base: of the generator. Raises LoraError for a LoRA of another model, TrainingError for one of other layers or of
+    another rank.
+    """
+    adapters = Adapters(generator, lora.parts, lora.rank, lora.alpha, seed)
+    if init is None:
+        return adapters, 0
+    shapes = {weight: parameter.shape for weight, parameter in generator.named_parameters()}
+    fit(init, places(generator.config, shapes), name, base)
+    if (reason := adapters.load(init)) is not None:
+        raise TrainingError(f"{name} cannot be gone on from: {reason}; choose what it has, or no LoRA to go on from.")
+    found = base_of(init)
+    return adapters, found.steps if found else 0
+
+
+def finish(adapters: Adapters, base: Base, steps: int) -> dict[str, Tensor]:
+    """The LoRA as it goes into a file. steps: all that it has seen."""
+    return {**adapters.tensors(), BASE_KEY: replace(base, steps=steps).tensor()}
+
+
+@torch.no_grad()
+def draw_kept(
+    generator: Generator, tokenizer: PromptTokenizer, prompts: list[str], settings: SamplingSettings, device=None
+) -> Pictures | None:
+    """What the base draws for prompts that it must go on drawing as it does; None for no prompts."""
+    latents: list[Tensor] = []
+    for first in range(0, len(prompts), KEPT_AT_ONCE):
+        some = prompts[first : first + KEPT_AT_ONCE]
+        own = replace(settings, seed=settings.seed + first)
+        latents += generate(generator, tokenizer, some, None, own, device=device, graphs=False)
+    return Pictures(latents, prompts) if prompts else None
 
 
 class LoraStage(GeneratorStage):

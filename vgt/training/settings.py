@@ -16,6 +16,8 @@ class Settings:
     steps: int
     batch_size: int
     learning_rate: float
+    accumulation: int = 1
+    """Batches whose gradients make one step together: as a larger batch, in the memory of a small one."""
     warmup: int = 100
     """Steps of linear rise to the learning rate; a cosine falls from there to `final_rate` times it."""
     final_rate: float = 0.0

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -102,13 +102,23 @@ class _Interrupt:
             signal.signal(number, handler)
 
 
-def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until: int | None = None) -> nn.Module:
+def train(
+    stage: Stage,
+    settings: Settings,
+    folder: Path,
+    about: dict,
+    *,
+    until: int | None = None,
+    watch: Callable[[int, dict[str, float]], None] | None = None,
+) -> nn.Module:
     """Train `stage`, going on from `folder`/last.pt where there is one.
 
     Args:
         folder: takes last.pt, metrics.jsonl and the sample sheets.
         about: plain data that a resumed run must agree with: the whole configuration.
         until: stop (with a checkpoint) after this many steps of the schedule.
+        watch: called after each step with the steps done and their figures; what it raises ends the run. Whoever
+            watches also stops: Ctrl-C is left alone then.
 
     Returns the averaged weights' module, or the trained one when nothing is averaged. Raises TrainingError when the
     checkpoint is of another configuration or the loss is not finite (the last good checkpoint stays), and
@@ -142,25 +152,29 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
     log = _Log(folder, first, settings, rank)
     # A processor's fused attention is slow to differentiate where sequences are short.
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with _Interrupt() as interrupt, attention:
+    with _Interrupt() if watch is None else nullcontext(_Interrupt()) as interrupt, attention:
         # Here, so that Ctrl-C does not end the processes that read the data before the checkpoint is written.
-        feed = iter(stage.batches(first, rank, world)) if first < last else iter(())
+        feed = iter(stage.batches(first * settings.accumulation, rank, world)) if first < last else iter(())
         if first and rank == 0 and log.lacks_review(first):
             log.review(first, _reviewed(stage, average, folder, first))
         for step in range(first, last):
             rate = _rate(settings, step)
             for group in groups:
                 group["lr"] = settings.learning_rate * group["scale"] * rate
-            rng = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 4096 + rank)
             stage.begin_step(step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-                loss, figures = wrapped(next(feed), rng)
-            figures = {"loss": loss.detach(), **figures, "interrupt": torch.tensor(float(interrupt.asked))}
+            figures: dict[str, Tensor] = {}
+            for part in range(step * settings.accumulation, (step + 1) * settings.accumulation):
+                rng = torch.Generator().manual_seed((settings.seed * 1_000_003 + part) * 4096 + rank)
+                with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+                    loss, own = wrapped(next(feed), rng)
+                (loss / settings.accumulation).backward()
+                for name, value in {"loss": loss, **own}.items():
+                    figures[name] = figures.get(name, 0.0) + value.detach() / settings.accumulation
+            figures["interrupt"] = torch.tensor(float(interrupt.asked))
             figures = _mean_over_processes(figures, device)
             if not math.isfinite(figures["loss"]):
                 log.close()
                 raise TrainingError(_not_finite("loss", figures["loss"], step, state.saved))
-            loss.backward()
             norms = [nn.utils.clip_grad_norm_(group["params"], settings.clip) for group in groups]
             if not (norm := float(torch.stack([norm.to(device) for norm in norms]).sum())) < math.inf:
                 log.close()
@@ -173,6 +187,8 @@ def train(stage: Stage, settings: Settings, folder: Path, about: dict, *, until:
             stop = figures.pop("interrupt") > 0
             log.step(step, rate, figures)
             done = step + 1
+            if watch is not None:
+                watch(done, figures)
             if done % settings.save_every == 0 or done == last or stop:
                 state.save(done, rank)
                 if world > 1:  # torchrun kills the others when one ends
