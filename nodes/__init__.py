@@ -6,10 +6,13 @@ from .decode import VGTDecode
 from .encode import VGTEncode
 from .flow_head_settings import VGTFlowHeadSettings
 from .host.loading import register_model_folder, warn_if_installed_twice
+from .host.training import offer_pictures
+from .load_lora import VGTLoadLoRA
 from .loader import VGTLoader
 from .prompt_schedule import VGTPromptSchedule
 from .region import VGTRegion
 from .sampler import VGTARSampler
+from .train_lora import VGTTrainLoRA
 
 
 class VGTExtension(ComfyExtension):
@@ -22,10 +25,13 @@ class VGTExtension(ComfyExtension):
             VGTFlowHeadSettings,
             VGTRegion,
             VGTPromptSchedule,
+            VGTLoadLoRA,
+            VGTTrainLoRA,
         ]
 
 
 async def comfy_entrypoint() -> VGTExtension:
     warn_if_installed_twice()
     register_model_folder()
+    offer_pictures()
     return VGTExtension()

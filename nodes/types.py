@@ -1,4 +1,4 @@
-"""What all VGT nodes' schemas share: the socket types that only they exchange, and search aliases."""
+"""What all VGT nodes' schemas share: socket types that only they or the host's training exchange, search aliases."""
 
 import inspect
 
@@ -8,6 +8,8 @@ VGTModel = io.Custom("VGT_MODEL")
 FlowHead = io.Custom("VGT_FLOW_HEAD")
 Regions = io.Custom("VGT_REGIONS")
 Schedule = io.Custom("VGT_SCHEDULE")
+LoraModel = io.Custom("LORA_MODEL")
+LossMap = io.Custom("LOSS_MAP")
 
 
 def search_aliases(*words: str) -> dict:

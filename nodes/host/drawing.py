@@ -62,7 +62,7 @@ def generate(
                 progress=progress,
             )
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         patcher.model.graphs.clear()
         if len(prompts) == 1:
@@ -85,7 +85,7 @@ def generate(
     return torch.cat(halves)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Newer hosts know more forms of it than one exception; of a CUDA graph it is a RuntimeError."""
     known = memory.is_oom(error) if hasattr(memory, "is_oom") else isinstance(error, memory.OOM_EXCEPTION)
     return known or (isinstance(error, RuntimeError) and "out of memory" in str(error))

@@ -55,6 +55,7 @@ class Adapters(nn.Module):
         self.adapters = nn.ModuleList(
             Adapter(layer.in_features, layer.out_features, rank, alpha) for layer in layers.values()
         )
+        self._silent = False
         rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for adapter in self.adapters:
@@ -63,17 +64,32 @@ class Adapters(nn.Module):
 
     @contextmanager
     def on(self, generator: nn.Module):
-        """Inside, the generator's layers add what their adapters say. Its weights stay as they are."""
+        """Inside, the generator's layers add what their adapters say. Its weights stay as they are.
+
+        Gradients are to be taken inside as well: checkpointing runs the layers again.
+        """
         layers = dict(generator.named_modules())
-        hooks = [
-            layers[name].register_forward_hook(lambda _, inputs, out, own=adapter: out + own(inputs[0]).to(out.dtype))
-            for name, adapter in zip(self.names, self.adapters)
+
+        def hook(adapter):
+            return lambda _, inputs, out: out if self._silent else out + adapter(inputs[0]).to(out.dtype)
+
+        handles = [
+            layers[name].register_forward_hook(hook(adapter)) for name, adapter in zip(self.names, self.adapters)
         ]
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def silent(self):
+        """Inside, they add nothing even where they are on."""
+        self._silent = True
+        try:
+            yield
+        finally:
+            self._silent = False
 
     def tensors(self) -> dict[str, Tensor]:
         """The LoRA as it lies in a file: `generator.NAME.lora_down.weight` [rank, in], `.lora_up.weight` [out, rank]

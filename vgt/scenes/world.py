@@ -189,12 +189,12 @@ def _compose(request: Request, rng: random.Random) -> Scene:
     ]
     objects = tuple(
         Object(shape, colour, size, x, y)
-        for (shape, colour), (size, x, y) in zip(things, sample_layout(len(things), request.relation, rng))
+        for (shape, colour), (size, x, y) in zip(things, _layout(len(things), request.relation, rng))
     )
     return Scene(request.background or "white", objects, request)
 
 
-def sample_layout(count: int, relation: str | None, rng: random.Random) -> list[tuple[float, float, float]]:
+def _layout(count: int, relation: str | None, rng: random.Random) -> list[tuple[float, float, float]]:
     """(size, x, y) of each of 1 to 4 objects: apart from each other and from the edge."""
     near, far = 0.27, 0.73
 
@@ -246,7 +246,7 @@ def outline(shape: str) -> np.ndarray:
         points = np.concatenate((points, [(-b, -a), (-a, -a)]))
     elif shape == "crescent":
         # Two arcs between the same horns: the outer of a circle at 0, the inner of one shifted to the right.
-        radius, inner, shift = 0.48, 0.42, 0.26
+        radius, inner, shift = 0.5, 0.4, 0.28
         horn = math.acos((radius**2 + shift**2 - inner**2) / (2 * radius * shift))
         end = math.acos((inner**2 + shift**2 - radius**2) / (2 * inner * shift))
         outer = np.linspace(horn, 2 * math.pi - horn, 64)

@@ -105,8 +105,9 @@ def draw_kept(
 class LoraStage(GeneratorStage):
     """Adapters learn; the generator they are for is no part of the stage, and stays where it is and as it is.
 
-    The pictures are learnt as ever. Beside them the adapters learn to leave alone what is `kept` (prior preservation,
-    arXiv 2208.12242): there the velocity wanted is the one that the base itself says.
+    They must be on (Adapters.on) as long as they are trained. The pictures are learnt as ever. Beside them the adapters
+    learn to leave alone what is `kept` (prior preservation, arXiv 2208.12242): there the velocity wanted is the one
+    that the base itself says.
     """
 
     def __init__(
@@ -167,17 +168,18 @@ class LoraStage(GeneratorStage):
         wanted = None
         if keep:
             state = rng.get_state()
-            with torch.no_grad():
+            with torch.no_grad(), self.trained.silent():
                 wanted = self.predict(latents, captions, rng)[0]
             rng.set_state(state)
-        with self.trained.on(self.generator):
-            predicted, velocity, _, _ = self.predict(latents, captions, rng)
+        predicted, velocity, _, _ = self.predict(latents, captions, rng)
         return F.mse_loss(predicted, velocity if wanted is None else wanted)
 
     def review(self, averaged, folder, step):
         if self.review_with is None:
             return {}
-        with averaged.on(self.generator):
+        if averaged is self.trained:
+            return self.review_with(self.generator, self.tokenizer, folder, step)
+        with self.trained.silent(), averaged.on(self.generator):
             return self.review_with(self.generator, self.tokenizer, folder, step)
 
 

@@ -47,7 +47,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
     if prompts := _texts(config, "prompts"):
         review = Review(model.autoencoder, prompts, config["data"]["size"], drawn.cfg, drawn.tokens_per_step)
     stage = LoraStage(model.generator, model.tokenizer, adapters, lora, objective, pictures, settings, review, kept)
-    trained = train(stage, settings, out, config, until=until)
+    with adapters.on(model.generator):
+        trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
         save_lora(finish(trained, base, before + settings.steps), out / FILE)
 

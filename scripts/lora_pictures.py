@@ -1,0 +1,29 @@
+"""Draw the pictures that come with the pack for training a LoRA: examples/crescent and examples/outlines.
+
+    python3 scripts/lora_pictures.py
+
+24 pictures each of what VGT-Tiny has never seen, with captions; vgt/scenes/lessons.py says what they show and how a
+model that has learnt it is judged.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = 112
+"""Pixels of a side: what VGT-Tiny draws."""
+
+
+def main(folder: Path) -> None:
+    from vgt.scenes.lessons import LESSONS, write
+
+    for lesson in LESSONS:
+        shutil.rmtree(folder / lesson, ignore_errors=True)
+        write(lesson, folder / lesson, SIZE)
+        print(folder / lesson)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "examples")
