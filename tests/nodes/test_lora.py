@@ -9,7 +9,7 @@ from graphs import draw, load, node, run_latent
 from host import ROOT
 from vgt.lora import base_of_generator
 from vgt.networks.adapters import Adapters
-from vgt.networks.flow_head import FlowSettings
+from vgt.run.flow import FlowSettings
 from vgt.sampling import SamplingSettings
 from vgt.training import lora_command
 
