@@ -24,7 +24,8 @@ class VGTEncode(io.ComfyNode):
                     default="crop",
                     optional=True,
                     tooltip="What to do when a side is no whole number of tokens: crop cuts the edges, pad repeats "
-                    "the last pixels, stretch resizes to the nearest.",
+                    "the last pixels, stretch resizes to the nearest. model size scales the picture to what the model "
+                    "draws.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The latent, [B, 32, h, w]: one vector a token.")],
@@ -33,4 +34,4 @@ class VGTEncode(io.ComfyNode):
     @classmethod
     def execute(cls, image, vae, fit="crop") -> io.NodeOutput:
         require_vgt_vae(vae)
-        return io.NodeOutput({"samples": vae.encode(fit_to_tokens(image, fit, vae.token_pixels))})
+        return io.NodeOutput({"samples": vae.encode(fit_to_tokens(image, fit, vae.token_pixels, vae.model_side))})

@@ -87,6 +87,12 @@ def sample(
         check_latent(samples)
         masks = _masks(latent, denoise, chosen.seed, side)
         chosen = replace(chosen, height=samples.shape[2] * side, width=samples.shape[3] * side)
+        limit = model.patcher.model.config.query_grid * side
+        if max(chosen.height, chosen.width) > limit:
+            raise ValueError(
+                f"The latent is {chosen.width}x{chosen.height} pixels; this model draws at most {limit}x{limit}, so "
+                "choose fit 'model size' in VGT Encode, or a smaller picture."
+            )
 
     out = samples.to(torch.float32, copy=True)
     indices = list(latent.get("batch_index") or range(len(samples)))[: len(samples)]

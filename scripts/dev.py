@@ -36,8 +36,8 @@ def again_in_venv():
 
 
 def demo(comfyui, prompt, output):
-    """Run workflows/text_to_image.json in a ComfyUI of its own and say where the picture is. Returns exit status 0."""
-    path = ROOT / "workflows" / "text_to_image.json"
+    """Run the starter of workflows/ in a ComfyUI of its own and say where the picture is. Returns exit status 0."""
+    path = ROOT / "workflows" / "VGT-1-text-to-image.json"
     try:
         workflow = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -129,7 +129,7 @@ def test(comfyui, soak, browser, newer, arguments):
 def main():
     parser = argparse.ArgumentParser(description="Set up and run ComfyUI-VGT for development.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | serve")
-    parts = commands.add_parser("demo", help="make a picture with workflows/text_to_image.json in a real ComfyUI")
+    parts = commands.add_parser("demo", help="make a picture with workflows/VGT-1-text-to-image.json in a real ComfyUI")
     parts.add_argument("--prompt", metavar="TEXT", help="what to draw (default: the workflow's own prompt)")
     parts.add_argument(
         "--output", metavar="DIR", type=Path, default=ROOT / "output", help="where to save (default: output)"

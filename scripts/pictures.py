@@ -75,7 +75,7 @@ def inputs_of_flow_head(host):
 
 
 def draw_help(host):
-    graph = read_api_graph(host, "text_to_image")
+    graph = read_api_graph(host, "VGT-1-text-to-image")
     save(
         side_by_side([draw_picture(host, graph, prompt=prompt) for prompt in PROMPTS]),
         HELP / "VGTARSampler" / "picture.jpg",
@@ -85,7 +85,7 @@ def draw_help(host):
         HELP / "VGTFlowHeadSettings" / "picture.jpg",
     )
     # a drawing there and back: on the left what VGT Encode gets, on the right what VGT Decode gives
-    graph = read_api_graph(host, "reconstruct")
+    graph = read_api_graph(host, "VGT-6-reconstruct")
     (there_and_back,) = thumbnails.pictures_of(host, host.run(graph, timeout=3600))
     for node in ("VGTEncode", "VGTDecode"):
         save(side_by_side([there_and_back]), HELP / node / "picture.jpg")
@@ -104,7 +104,7 @@ def draw_graphs(host):
         page = browser.new_page(viewport={"width": 1600, "height": 980})
         page.set_default_timeout(300_000)
         interface = Interface(host, page)
-        interface.open_template("text_to_image")
+        interface.open_template("VGT-1-text-to-image")
         interface.set("VGTARSampler", seed=SEED)
         interface.run()
         interface.pictures()
@@ -112,10 +112,10 @@ def draw_graphs(host):
         save(
             screenshot_of_graph(page, interface).resize((1100, 620), Image.LANCZOS), HELP / "VGTLoader" / "picture.jpg"
         )
-        interface.open_template("from_published_weights")
+        interface.open_template("VGT-9-published-weights-4-GB")
         page.wait_for_timeout(3000)
         picture = thumbnails.thumbnail([screenshot_of_graph(page, interface)])
-        save(picture, ROOT / "workflows" / "from_published_weights.jpg")
+        save(picture, ROOT / "workflows" / "VGT-9-published-weights-4-GB.jpg")
         browser.close()
 
 

@@ -16,16 +16,16 @@ MODEL = "vgt-tiny.safetensors"
 
 SQUARE = (112, 112)
 PICTURES = {
-    "text_to_image": [SQUARE],
-    "reconstruct": [(224, 112)],
-    "inpaint": [SQUARE],
-    "outpaint": [SQUARE],
-    "variations": [SQUARE] * 3,
-    "parallel_decoding": [SQUARE] * 3,
-    "latent_tools": [SQUARE] * 3,
+    "VGT-1-text-to-image": [SQUARE],
+    "VGT-6-reconstruct": [(224, 112)],
+    "VGT-3-inpaint": [SQUARE],
+    "VGT-4-outpaint": [SQUARE],
+    "VGT-5-variations": [SQUARE] * 3,
+    "VGT-2-parallel-decoding": [SQUARE] * 3,
+    "VGT-7-latent-tools": [SQUARE] * 3,
 }
 """The sizes of the pictures that each workflow saves."""
-DOWNLOADS = ["from_published_weights"]
+DOWNLOADS = ["VGT-9-published-weights-4-GB"]
 """Workflows that first download a model of several GB: they run where a local hub has a small one."""
 ALL = [*PICTURES, *DOWNLOADS]
 

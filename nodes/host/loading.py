@@ -120,6 +120,7 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     vae = VGTVAE(autoencoder, checkpoint.config.autoencoder, compute)
     patcher = tokenizer = None
     if checkpoint.config.generator:
+        vae.model_side = max(checkpoint.recommended.width, checkpoint.recommended.height)
         tokenizer = build_tokenizer(checkpoint)
         # The flow head is small and read in every flow step: in float8 it would be cast 30 times a token.
         generator = build_generator(checkpoint, dtype=compute, operations=operations, head_operations=Operations)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ...vgt.config import LATENT_CHANNELS, AutoencoderConfig
 from ...vgt.networks.autoencoder import Autoencoder
+from ...vgt.sampling import PUBLISHED
 from .patcher import Patcher, free_memory, is_paged, room_for
 
-FITS = ("crop", "pad", "stretch")
-"""What VGT Encode may do when a side is no whole number of tokens."""
+FITS = ("crop", "pad", "stretch", "model size")
+"""What VGT Encode may do when a side is no whole number of tokens, or the picture not of the model's size."""
 
 
 class VGTVAE(comfy.sd.VAE):
@@ -30,6 +31,8 @@ class VGTVAE(comfy.sd.VAE):
         self.first_stage_model = autoencoder
         self.latent_channels = LATENT_CHANNELS
         self.token_pixels = self.downscale_ratio = self.upscale_ratio = config.token_pixels
+        self.model_side = max(1, round(PUBLISHED.height / self.token_pixels)) * self.token_pixels
+        """Pixels of the side of a picture that the model was made for; the Loader says so of a whole model."""
         self.process_input = lambda image: image
         self.vae_dtype = dtype
         self.working_dtypes = [dtype]
@@ -136,9 +139,16 @@ def check_latent(samples: Tensor) -> None:
         raise ValueError("The latent holds NaN or infinite values; make it again.")
 
 
-def fit_to_tokens(image: Tensor, fit: str, token_pixels: int) -> Tensor:
-    """image [B, H, W, C] → the same with H and W multiples of `token_pixels`, at least one each."""
+def fit_to_tokens(image: Tensor, fit: str, token_pixels: int, model_side: int) -> Tensor:
+    """image [B, H, W, C] → the same with H and W multiples of `token_pixels`, at least one each.
+
+    model_side: pixels of the longer side with "model size".
+    """
     height, width = image.shape[1:3]
+    if fit == "model size":
+        scale = model_side / max(height, width)
+        size = [nearest_multiple(side * scale, token_pixels) for side in (width, height)]
+        return comfy.utils.common_upscale(image.movedim(-1, 1), *size, "lanczos", "center").movedim(1, -1)
     if fit == "crop":
         return image  # the VAE itself crops, around the centre
     if fit == "pad":
@@ -150,6 +160,6 @@ def fit_to_tokens(image: Tensor, fit: str, token_pixels: int) -> Tensor:
     return comfy.utils.common_upscale(image.movedim(-1, 1), *size, "bicubic", "disabled").movedim(1, -1).clamp(0, 1)
 
 
-def nearest_multiple(side: int, token_pixels: int) -> int:
+def nearest_multiple(side: float, token_pixels: int) -> int:
     """The multiple of `token_pixels` nearest to a side in pixels, at least one."""
     return max(1, round(side / token_pixels)) * token_pixels

@@ -86,7 +86,7 @@ def test_two_graphs_ask_for_the_same_model(hub, hub_host):
 
 
 def test_the_template_of_a_published_model(hub_host):
-    outputs = hub_host.run(workflows.to_api(hub_host, "from_published_weights"))
+    outputs = hub_host.run(workflows.to_api(hub_host, "VGT-9-published-weights-4-GB"))
     assert [picture.size for picture in workflows.pictures(hub_host, outputs)] == [(448, 448)]
 
 

@@ -55,4 +55,6 @@ def test_two_copies_do_no_harm_and_the_log_names_both(files, tmp_path):
         assert f"{tmp_path / 'custom_nodes' / 'ComfyUI-VGT'} " in line.replace(":", " ")
         assert line.endswith(": remove one of the two folders, then start ComfyUI again.")
         assert "Traceback" not in host.log()
-        assert host.run(json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text(encoding="utf-8")))
+        assert host.run(
+            json.loads((ROOT / "workflows" / "api" / "VGT-1-text-to-image.json").read_text(encoding="utf-8"))
+        )

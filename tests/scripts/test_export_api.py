@@ -18,5 +18,5 @@ def test_the_template_browser_does_not_list_them(host):
 
 def test_an_export_runs_as_it_is(host):
     workflows.prepare(host)
-    graph = json.loads((export_api.FOLDER / "text_to_image.json").read_text(encoding="utf-8"))
+    graph = json.loads((export_api.FOLDER / "VGT-1-text-to-image.json").read_text(encoding="utf-8"))
     assert workflows.pictures(host, host.run(graph))

@@ -103,8 +103,8 @@ def cancel(interface):
 
 def test_a_link_opens_a_template(interface):
     """README and registry pages can link to it."""
-    interface.visit("?template=text_to_image&source=ComfyUI-VGT")
-    interface.wait_for_graph(workflows.read("text_to_image"))
+    interface.visit("?template=VGT-1-text-to-image&source=ComfyUI-VGT")
+    interface.wait_for_graph(workflows.read("VGT-1-text-to-image"))
     assert interface.complaints == []
 
 
@@ -245,7 +245,7 @@ def test_a_workflow_of_an_earlier_version_keeps_its_values(interface):
 
 
 def test_a_dropped_picture_brings_back_its_graph_and_draws_itself_again(interface):
-    interface.open_template("text_to_image")
+    interface.open_template("VGT-1-text-to-image")
     interface.set("VGTARSampler", prompt="a green triangle", seed=12345, tokens_per_step=16, cfg=3.0)
     shutil.rmtree(interface.host.base / "output" / "VGT", ignore_errors=True)
     sent = interface.graph()
@@ -288,7 +288,7 @@ def test_node_search_finds_each_node_by_its_name(interface, title):
 
 
 def test_an_invalid_value_is_named_in_a_dialog_and_its_node_is_marked(interface):
-    interface.open_template("text_to_image")
+    interface.open_template("VGT-1-text-to-image")
     sampler = interface.page.evaluate("app.graph._nodes.find(n => n.type === 'VGTARSampler').id")
 
     interface.set("VGTARSampler", cfg=99)  # refused by the host
@@ -316,7 +316,7 @@ def test_an_invalid_value_is_named_in_a_dialog_and_its_node_is_marked(interface)
 
 
 def test_a_long_run_shows_the_picture_so_far_and_cancel_stops_it(interface):
-    interface.open_template("text_to_image")
+    interface.open_template("VGT-1-text-to-image")
     watch_a_long_run(interface)
     assert interface.page.evaluate("Object.values(app.nodePreviewImages).some(urls => urls.length)")
     interface.screenshot("preview")
@@ -327,5 +327,5 @@ def test_a_long_run_shows_the_picture_so_far_and_cancel_stops_it(interface):
 
     interface.set("VGTFlowHeadSettings", steps=2)
     interface.run()
-    assert [picture.size for picture in interface.pictures()] == PICTURES["text_to_image"]
+    assert [picture.size for picture in interface.pictures()] == PICTURES["VGT-1-text-to-image"]
     assert interface.complaints == []

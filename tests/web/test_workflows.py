@@ -93,8 +93,8 @@ def test_one_with_a_download_is_valid_and_without_a_network_says_what_to_fetch(t
 
 
 def test_the_fastest_way_changes_the_picture_and_the_slowest_is_plain_text_to_image(ready):
-    (plain,) = workflows.pictures(ready, ready.run(workflows.to_api(ready, "text_to_image")))
-    one, four, sixteen = workflows.pictures(ready, ready.run(workflows.to_api(ready, "parallel_decoding")))
+    (plain,) = workflows.pictures(ready, ready.run(workflows.to_api(ready, "VGT-1-text-to-image")))
+    one, four, sixteen = workflows.pictures(ready, ready.run(workflows.to_api(ready, "VGT-2-parallel-decoding")))
     assert same(plain, one)
     assert not same(one, four)
     assert not same(one, sixteen)
@@ -102,7 +102,7 @@ def test_the_fastest_way_changes_the_picture_and_the_slowest_is_plain_text_to_im
 
 def test_inpaint_keeps_the_lower_half_and_outpaint_the_old_picture(ready):
     """Seen in the latents, where keeping is exact: the pictures of all cells depend a little on each other."""
-    for name, kept in (("inpaint", np.s_[:, :, 2:, :]), ("outpaint", np.s_[:, :, :, :2])):
+    for name, kept in (("VGT-3-inpaint", np.s_[:, :, 2:, :]), ("VGT-4-outpaint", np.s_[:, :, :, :2])):
         graph = workflows.to_api(ready, name)
         repaint = next(node for node in graph.values() if "latent" in node["inputs"])
         ends = [repaint["inputs"]["latent"], next([key, 0] for key, node in graph.items() if node is repaint)]
@@ -118,14 +118,14 @@ def test_inpaint_keeps_the_lower_half_and_outpaint_the_old_picture(ready):
 
 
 def test_latent_tools_saves_both_latents(ready):
-    outputs = ready.run(workflows.to_api(ready, "latent_tools"))
+    outputs = ready.run(workflows.to_api(ready, "VGT-7-latent-tools"))
     (node,) = (node for node in outputs.values() if "latents" in node)
     assert saved_latent(ready, node).shape == (2, 32, 4, 4)
 
 
 def test_a_saved_picture_carries_the_workflow(ready):
-    workflow = workflows.read("reconstruct")
-    graph = workflows.to_api(ready, "reconstruct")
+    workflow = workflows.read("VGT-6-reconstruct")
+    graph = workflows.to_api(ready, "VGT-6-reconstruct")
     outputs = ready.wait(ready.queue(graph, extra_pnginfo={"workflow": workflow}))
     (picture,) = workflows.pictures(ready, outputs)
     assert json.loads(picture.info["workflow"]) == workflow
