@@ -8,7 +8,7 @@ from host import ROOT
 
 NODES = {
     *("VGTLoader", "VGTEncode", "VGTDecode", "VGTARSampler", "VGTFlowHeadSettings"),
-    *("VGTRegion", "VGTPromptSchedule"),
+    *("VGTRegion", "VGTPromptSchedule", "VGTLoadLoRA", "VGTTrainLoRA"),
 }
 
 
