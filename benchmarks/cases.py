@@ -14,10 +14,11 @@ import vgt
 from vgt.config import AutoencoderConfig, FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.families import family
 from vgt.networks.autoencoder import Autoencoder
+from vgt.networks.distilled_head import DistilledHead
 from vgt.networks.flow_head import FlowHead
 from vgt.run.flow import FlowSampler, FlowSettings
 from vgt.run.generation import Generator, draw_noise, generate
-from vgt.sampling import SamplingSettings
+from vgt.sampling import PRESETS, SamplingSettings
 
 from .baseline import Baseline, Head
 from .timing import finish, in_turn, peak_memory
@@ -73,6 +74,61 @@ def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     side = model.config.token_pixels * min(model.config.generator.grid)
     for tokens_per_step in (1, 4, 16):
         yield generation("VGT-Tiny", model.generator, model.tokenizer, side, 1, tokens_per_step, runs)
+
+
+@torch.no_grad()
+def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
+    """Fewer evaluations a token: the flow head at its published size, and VGT-Tiny from prompt to latent.
+
+    The distilled heads have random weights, which their time does not depend on.
+    """
+    own = random_weights(FlowHead(FlowHeadConfig(), 1536, device="meta", dtype=dtype), device)
+    jumping = random_weights(DistilledHead(FlowHeadConfig(), 1536, device="meta", dtype=dtype), device)
+    condition, noise = torch.randn(2, 1536, device=device, dtype=dtype), torch.randn(1, STEPS, 32, device=device)
+    plain = Head(own)
+    contenders = {"baseline": lambda: plain.sample(condition, noise, CFG, STEPS)}
+    cfg = torch.tensor(CFG, device=device)
+    for solver, counts in (("euler_maruyama", (30,)), ("euler", (6,)), ("distilled", (2, 1))):
+        for count in counts:
+            settings = FlowSettings(count, solver=solver)
+            sampler = FlowSampler(jumping if solver == "distilled" else own, settings, device, dtype)
+            contenders[f"{solver}, {count} evaluations"] = lambda sampler=sampler: sampler(condition, noise, cfg)
+    yield from against_baseline("flow head, 1 token", in_turn(device, runs, **contenders))
+    del own, jumping, plain, contenders
+
+    model = vgt.load(TINY, device, dtype)
+    generator, width = model.generator, model.config.generator.language.width
+    head = DistilledHead(model.config.generator.flow_head, width, device="meta", dtype=dtype)
+    generator.distilled_head = random_weights(head, device)
+    plain = Baseline(generator, model.tokenizer)
+    side = model.config.token_pixels * min(model.config.generator.grid)
+    prompt = "a red circle above a blue square"
+    ways = {f"preset {name}": vars(PRESETS[name]) for name in PRESETS}
+    ways |= {f"distilled, {count}": {"flow": FlowSettings(count, solver="distilled")} for count in (2, 1)}
+    shape = {"height": side, "width": side, "seed": 0, "cfg": CFG}
+    for tokens in (1, 4):
+        settings = shape | {"tokens_per_step": tokens}
+        contenders = {"baseline": lambda s=settings: plain.generate([prompt], **s, steps=STEPS)}
+        for name, way in ways.items():
+            chosen = {**{key: value for key, value in way.items() if value is not None}, **settings}
+            contenders[name] = lambda chosen=chosen: model.generate(prompt, **chosen)
+        yield from against_baseline(f"VGT-Tiny, {side}x{side}, {tokens} a step", in_turn(device, runs, **contenders))
+    for batch in (1, 8):
+        fast = {**shape, "flow": PRESETS["fast"].flow}
+        seconds = in_turn(
+            device,
+            runs,
+            baseline=lambda n=batch, s=fast: model.generate([prompt] * n, **s, cfg_end=1.0),
+            ours=lambda n=batch, s=fast: model.generate([prompt] * n, **s, cfg_end=0.5),
+        )
+        yield Row(f"VGT-Tiny, batch {batch}, fast, guidance for the first half (baseline: to the end)", seconds)
+
+
+def against_baseline(case: str, seconds: dict[str, float]) -> Iterator[Row]:
+    """A row for each contender but the baseline."""
+    for name, own in seconds.items():
+        if name != "baseline":
+            yield Row(f"{case}: {name}", {"baseline": seconds["baseline"], "ours": own})
 
 
 def full(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
@@ -226,6 +282,7 @@ def head_bytes(head: FlowHead) -> int:
 CASES = {
     "head": head,
     "tiny": tiny,
+    "fewer": fewer,
     "length": length,
     "precision": precision,
     "autoencoder": autoencoder,

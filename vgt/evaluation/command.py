@@ -1,4 +1,5 @@
-"""The command line: python -m vgt evaluate scenes | reconstruction | geneval | dpg | mjhq | oneig | sweep | results."""
+"""The command line: python -m vgt evaluate scenes | reconstruction | geneval | dpg | mjhq | oneig | sweep | frontier |
+results."""
 
 from __future__ import annotations
 
@@ -77,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sweep.add_argument("--label", default=None, help="the name of the curve")
     _add_drawing(sweep)
     sweep.set_defaults(score=_sweep)
+
+    frontier = commands.add_parser("frontier", help="ways to use the flow head: score, time, how much pictures differ")
+    _add_model(frontier)
+    frontier.add_argument("folder", type=Path, help="where the results go; what is there is kept")
+    frontier.add_argument("--count", type=int, default=300, help="prompts a way")
+    _add_drawing(frontier)
+    frontier.set_defaults(score=_frontier)
 
     results = commands.add_parser("results", help="results into a Markdown table and a curve")
     results.add_argument("results", type=Path, nargs="+", help="result files, or folders of them")
@@ -219,6 +227,14 @@ def _sweep(options) -> None:
     model = _load(options)
     settings = _settings(options, model)
     sweep(model, options.setting, options.folder, options.count, settings, options.label, options.batch)
+
+
+def _frontier(options) -> None:
+    from .frontier import markdown
+    from .frontier import run as frontier
+
+    model = _load(options)
+    print(markdown(frontier(model, options.folder, options.count, _settings(options, model), options.batch)))
 
 
 def _results(options) -> None:

@@ -62,7 +62,7 @@ def markdown(results: Sequence[dict]) -> str:
             ]
             for result in scenes
         ]
-        parts.append(_table(heads, rows))
+        parts.append(table(heads, rows))
     reconstructions = [result for result in results if result["kind"] == "reconstruction"]
     if reconstructions:
         rows = [
@@ -75,7 +75,7 @@ def markdown(results: Sequence[dict]) -> str:
             ]
             for result in reconstructions
         ]
-        parts.append(_table(["result", "images", "PSNR (dB)", "SSIM", "rFID"], rows))
+        parts.append(table(["result", "images", "PSNR (dB)", "SSIM", "rFID"], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -142,6 +142,7 @@ def _scenes(results: Sequence[dict]) -> list[dict]:
     return [result for result in results if result["kind"] == "scenes"]
 
 
-def _table(heads: Sequence, rows: Sequence[Sequence]) -> str:
+def table(heads: Sequence, rows: Sequence[Sequence]) -> str:
+    """A Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
