@@ -88,7 +88,7 @@ def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     plain = Head(own)
     contenders = {"baseline": lambda: plain.sample(condition, noise, CFG, STEPS)}
     cfg = torch.tensor(CFG, device=device)
-    for solver, counts in (("euler_maruyama", (30,)), ("euler", (6,)), ("distilled", (2, 1))):
+    for solver, counts in (("euler_maruyama", (STEPS,)), ("euler", (6,)), ("distilled", (2, 1))):
         for count in counts:
             settings = FlowSettings(count, solver=solver)
             sampler = FlowSampler(jumping if solver == "distilled" else own, settings, device, dtype)
@@ -105,10 +105,11 @@ def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     prompt = "a red circle above a blue square"
     ways = {f"preset {name}": vars(PRESETS[name]) for name in PRESETS}
     ways |= {f"distilled, {count}": {"flow": FlowSettings(count, solver="distilled")} for count in (2, 1)}
+    noise = draw_noise(0, [0], (side // model.config.token_pixels) ** 2, STEPS)
     shape = {"height": side, "width": side, "seed": 0, "cfg": CFG}
     for tokens in (1, 4):
         settings = shape | {"tokens_per_step": tokens}
-        contenders = {"baseline": lambda s=settings: plain.generate([prompt], **s, steps=STEPS)}
+        contenders = {"baseline": lambda s=settings: plain.generate([prompt], **s, steps=STEPS, noise=noise)}
         for name, way in ways.items():
             chosen = {**{key: value for key, value in way.items() if value is not None}, **settings}
             contenders[name] = lambda chosen=chosen: model.generate(prompt, **chosen)
