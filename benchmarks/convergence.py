@@ -1,4 +1,4 @@
-"""Does a generator learn faster on a tokenizer made of a VLM? (The claim of arXiv 2511.23469, at VGT-Tiny's size.)
+"""Measures whether a generator learns faster on a tokenizer made of a VLM: the claim of arXiv 2511.23469, small.
 
 `torchrun --nproc-per-node 2 -m benchmarks.convergence FOLDER` works in the folder that `train tiny` filled: it
 trains a plain autoencoder (the same projection and pixel decoder behind a convolutional encoder, no VLM, no
@@ -49,7 +49,7 @@ GENERATOR = Settings(
 
 
 class ConvolutionalTower(nn.Module):
-    """Pixels [B, 3, H, W] in [0, 1] → features [B, tokens, width], with convolutions alone."""
+    """Stands in for the VLM's tower: pixels [B, 3, H, W] in [0, 1] → features [B, tokens, width], by convolutions."""
 
     def __init__(self, width: int, token_pixels: int):
         super().__init__()
@@ -69,7 +69,7 @@ class ConvolutionalTower(nn.Module):
 
 
 def plain_autoencoder(config, folder: Path, settings: Settings) -> Autoencoder:
-    """A trained autoencoder with everything of VGT-AE but the VLM's vision tower."""
+    """Train an autoencoder with everything of VGT-AE but the VLM's vision tower."""
     plain = new_autoencoder(config, settings.seed)
     with seeded(settings.seed):
         plain.vision_tower = ConvolutionalTower(config.semantic_width, config.token_pixels)

@@ -1,4 +1,4 @@
-"""What developing needs, installed where missing: .venv and ComfyUI; for tests a newer ComfyUI, Manager, Chromium.
+"""Installs what developing needs where it is missing: .venv and ComfyUI; for tests a newer ComfyUI, Manager, Chromium.
 
 Standard library only.
 """
@@ -121,7 +121,7 @@ def make_venv():
 
 
 def named_comfyui():
-    """The ComfyUI that COMFYUI_PATH names, or None if it names none. Raises Failure if there is none in that place."""
+    """Return the ComfyUI that COMFYUI_PATH names, None if it names none. Raises Failure if there is none there."""
     named = os.environ.get("COMFYUI_PATH")
     if not named:
         return None
@@ -132,7 +132,7 @@ def named_comfyui():
 
 
 def cached_comfyui():
-    """The ComfyUI in the cache, fetched if it is not there."""
+    """Return the ComfyUI in the cache, fetched if it is not there."""
     folder = CACHE / "ComfyUI"
     with contextlib.suppress(OSError):
         if f'"{COMFYUI_VERSION}"' in (folder / "comfyui_version.py").read_text(encoding="utf-8"):
@@ -309,12 +309,12 @@ def quietly(command, failure):
 
 
 def without_torch(requirements):
-    """A requirements list less torch, torchvision and torchaudio, which have to be of versions that go together."""
+    """Take torch, torchvision and torchaudio out of a requirements list: their versions have to go together."""
     names = {pin.split("==")[0] for pin in TORCH}
     kept = [line for line in requirements.splitlines() if re.split(r"[^\w-]", line.strip(), maxsplit=1)[0] not in names]
     return "\n".join(kept) + "\n"
 
 
 def fingerprint(texts):
-    """A hash of some texts, in this order."""
+    """Hash some texts, in this order."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()

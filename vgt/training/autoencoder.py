@@ -93,7 +93,7 @@ class AutoencoderStage(Stage):
         trained = [([p for p in parameters if p.requires_grad], scale) for parameters, scale in groups]
         return [{"params": parameters, "scale": scale} for parameters, scale in trained if parameters]
 
-    def hot(self):
+    def worth_compiling(self):
         return [self.trained.pixel_decoder, self.trained.vision_tower]
 
     def begin_step(self, step):

@@ -1,4 +1,4 @@
-"""Base vision-language models in their hub layout: config.json, a tokenizer, *.safetensors. Read, and written.
+"""Reads and writes base vision-language models in their hub layout: config.json, a tokenizer, *.safetensors.
 
 What their tensors are called is told in vgt/families; a DC-AE folder may give the pixel decoder its weights.
 """
@@ -71,7 +71,7 @@ def load_base(folder: str | Path, family: str | None = None, layers: int | None 
 
 
 def read_base(tensors: dict[str, Tensor], config: dict, name: str, layers: int | None = None) -> BaseParts:
-    """A base model from its tensors and config.json.
+    """Make a base model of its tensors and config.json.
 
     Raises ValueError for what no model of the family can have, CheckpointError for missing and misshapen tensors.
     """
@@ -118,7 +118,7 @@ def save_base(folder: Path, name: str, vision, language: LanguageModelConfig, vl
 
 
 def _unstacked(model, language: LanguageModelConfig) -> dict[str, Tensor]:
-    """The language model's tensors in the parts that base models have them in."""
+    """Cut the language model's tensors into the parts that base models have them in."""
     state = model.state_dict()
     heads = [language.heads * language.head_width] + [language.kv_heads * language.head_width] * 2
     for whole, parts in stacked_language(language):

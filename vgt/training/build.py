@@ -1,4 +1,4 @@
-"""New parts: modules with the initial weights that training starts from."""
+"""Builds new parts: modules with the initial weights that training starts from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ _STD = 0.02
 
 @contextmanager
 def seeded(seed: int):
-    """Inside, torch draws from `seed`; afterwards its state is what it was."""
+    """Let torch draw from `seed` inside; afterwards its state is what it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
-    """An untrained tokenizer. The pixel decoder's residual blocks start close to the identity: it learns far faster."""
+    """Build an untrained tokenizer.
+
+    The pixel decoder's residual blocks start close to the identity: it learns far faster.
+    """
     with seeded(seed):
         autoencoder = Autoencoder(config)
         for part in autoencoder.children():
@@ -39,7 +42,7 @@ def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
 
 
 def new_language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
-    """An untrained language model: normal weights, the layers' output projections smaller with depth (GPT-2)."""
+    """Build an untrained language model: normal weights, the layers' output projections smaller with depth (GPT-2)."""
     with seeded(seed):
         model = LanguageModel(config)
         for name, parameter in model.named_parameters():
@@ -52,7 +55,7 @@ def new_language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
 
 
 def new_generator(config: GeneratorConfig, family: str, seed: int, token_pixels: int | None = None) -> Generator:
-    """A generator whose own parts are untrained; its language model is for the caller to fill.
+    """Build a generator whose own parts are untrained; its language model is for the caller to fill.
 
     As published: projections and grids normal with deviation 0.02; the flow head Xavier uniform, its modulations and
     its output zero, so that every block starts as the identity.

@@ -1,4 +1,4 @@
-"""What a distilled head learns from: conditions of the language model in runs of its own, and the flow head's paths.
+"""Records what a distilled head learns from: conditions of the language model in its runs, and the flow head's paths.
 
 A run draws some captions as anybody would, at one of several settings; of the conditions that it gives to the flow head
 some are kept, early ones rather than late ones: they leave most open. For each, the flow head is followed from several
@@ -114,7 +114,7 @@ def _check(file: Path, about: dict) -> None:
 
 @torch.no_grad()
 def _record(generator, tokenizer, captions, size, recording: Recording, index: int, device) -> dict[str, Tensor]:
-    """One run's conditions and paths; all that is drawn follows from the seed and the run's number."""
+    """Record one run's conditions and paths; all that is drawn follows from the seed and the run's number."""
     chance = random.Random(f"conditions {recording.seed} {index}")
     rng = torch.Generator().manual_seed(recording.seed * 1_000_003 + index)
     settings = SamplingSettings(

@@ -1,4 +1,4 @@
-"""The generator's training (arXiv 2511.23469): flow matching on the latents, in a random order of the tokens."""
+"""Trains the generator (arXiv 2511.23469): flow matching on the latents, in a random order of the tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .trainer import Stage
 
 @dataclass(frozen=True)
 class Objective:
-    """What the generator learns."""
+    """What the generator's stage minimises, and on what."""
 
     drop_prompt: float = 0.1
     """Share of the samples that see the unconditional prompt."""
@@ -44,19 +44,19 @@ class Objective:
 
 
 def flow_matching(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents x [N, 32], noise [N, 32], t [N] in [0, 1] (1 is data) → (x_t, the velocity x - noise), each [N, 32]."""
+    """Mix latents x and noise, [N, 32], at t [N] in [0, 1] (1 is data) → (x_t, velocity x - noise), each [N, 32]."""
     t = t[:, None]
     return t * x + (1 - t) * noise, x - noise
 
 
 def draw_times(count: int, shift: float, rng: torch.Generator) -> Tensor:
-    """Logit-normal noise levels [count] in (0, 1), shifted as in RAE: t ← 1 - s·u / (1 + (s - 1)·u) with u = 1 - t."""
+    """Draw logit-normal noise levels [count] in (0, 1), shifted as in RAE: t ← 1 - s·u / (1 + (s - 1)·u), u = 1 - t."""
     u = 1 - torch.randn(count, generator=rng).sigmoid()
     return 1 - shift * u / (1 + (shift - 1) * u)
 
 
 class GeneratorStage(Stage):
-    """Language model, position queries and flow head learn together, from latents of a frozen tokenizer."""
+    """Trains language model, position queries and flow head together, on latents of a frozen tokenizer."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class GeneratorStage(Stage):
         rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
         return [{"params": rest, "scale": 1.0}, {"params": language, "scale": self.objective.language_rate}]
 
-    def hot(self):
+    def worth_compiling(self):
         if self.objective.repa:  # which listens inside the flow head
             return [self.trained.language_model]
         return [self.trained.language_model, self.trained.flow_head]

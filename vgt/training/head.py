@@ -1,4 +1,4 @@
-"""The distilled head's training: from a model's own flow head, under guidance, to jumps along its trajectories.
+"""Trains the distilled head: from a model's own flow head, under guidance, to jumps along its trajectories.
 
 The language model has no part in it: its conditions are recorded once (conditions.py). A batch takes some of them,
 each with several noises. The flow head's own path from each noise is the teacher. Two losses: jumps between points of a
@@ -39,7 +39,7 @@ class Objective:
 
 
 def new_head(teacher: FlowHead, config, condition_width: int, seed: int) -> DistilledHead:
-    """A head that begins as the flow head is: its jumps follow the conditional velocity at their start."""
+    """Build a head that begins as the flow head is: its jumps follow the conditional velocity at their start."""
     with seeded(seed):
         head = DistilledHead(config, condition_width)
         head.load_state_dict(teacher.state_dict(), strict=False)
@@ -52,7 +52,7 @@ def new_head(teacher: FlowHead, config, condition_width: int, seed: int) -> Dist
 
 @torch.no_grad()
 def teacher_path(head: FlowHead, condition: Tensor, free: Tensor, cfg: Tensor, noise: Tensor) -> Tensor:
-    """Where the guided flow is at 0, 1/4, 1/2, 3/4 and 1: conditions [N, D], cfg [N], noise [N, 32] → [5, N, 32]."""
+    """Follow the guided flow to 0, 1/4, 1/2, 3/4 and 1: conditions [N, D], cfg [N], noise [N, 32] → [5, N, 32]."""
     embedded = head.cond_embed(torch.cat((condition, free)))
     times = head.embed_time(torch.tensor(TIMES[:-1], device=noise.device), embedded.dtype)
     x, path = noise, [noise]
@@ -64,12 +64,12 @@ def teacher_path(head: FlowHead, condition: Tensor, free: Tensor, cfg: Tensor, n
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
-    """Root mean square over channels, [..., 32] → [...]; its gradient is finite where x is y."""
+    """Take the root mean square over channels, [..., 32] → [...]; its gradient is finite where x is y."""
     return ((x - y).square().mean(-1) + 1e-6).sqrt()
 
 
 def energy_score(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Samples [K, N, 32] against samples of what they should be distributed like: least where both are the same.
+    """Score samples [K, N, 32] against samples of what they should be distributed like: least where both agree.
 
     Samples of equal index stem from the same noise, so they are not compared: the score asks for independent ones.
     """
@@ -81,7 +81,7 @@ def energy_score(drawn: Tensor, wanted: Tensor) -> Tensor:
 
 
 class HeadStage(Stage):
-    """A distilled head learns from recorded conditions and the flow head's paths from them."""
+    """Trains a distilled head on recorded conditions and the flow head's paths from them."""
 
     def __init__(self, head: DistilledHead, recorded: dict[str, Tensor], objective: Objective, settings: Settings):
         """recorded: condition and free [N, D], cfg [N], path [N, K, 5, 32]; see conditions.py."""
@@ -100,7 +100,7 @@ class HeadStage(Stage):
             yield {name: tensor[chosen].float() for name, tensor in self.recorded.items()}
             step += 1
 
-    def hot(self):
+    def worth_compiling(self):
         return [self.trained]
 
     def forward(self, batch, rng):

@@ -134,7 +134,7 @@ class LoraStage(GeneratorStage):
     def groups(self):
         return [{"params": list(self.trained.parameters()), "scale": 1.0}]
 
-    def hot(self):
+    def worth_compiling(self):
         return []  # hooks come and go
 
     def batches(self, first: int, rank: int, world: int) -> Iterator[tuple[list, list]]:

@@ -1,4 +1,4 @@
-"""What training needs beside the weights it rests on, computed from the layers; tests count the allocations."""
+"""Tells what training needs beside the weights it rests on, computed from the layers; tests count the allocations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOAT32 = 4
 def lora_memory(
     config: GeneratorConfig, lora, objective: Objective, *, batch: int, text: int, tokens: int, itemsize: int
 ) -> int:
-    """Bytes that training a LoRA takes beside the generator's weights, at its highest.
+    """Count the bytes that training a LoRA takes beside the generator's weights, at its highest.
 
     text, tokens: of the longest caption, and of the largest picture; itemsize: bytes of a number computed with.
     """
@@ -23,14 +23,14 @@ def lora_memory(
 
 
 def adapter_numbers(config: GeneratorConfig, parts, rank: int) -> int:
-    """Numbers of the adapters on some of adapters.PARTS."""
+    """Count the numbers of the adapters on some of adapters.PARTS."""
     return rank * sum(sum(shape) for part in parts for shape in _layers(config)[part])
 
 
 def activations(
     config: GeneratorConfig, objective: Objective, batch: int, inputs: int, tokens: int, itemsize: int, checkpointing
 ) -> int:
-    """Bytes of what lies between forward and backward. inputs: of the language model, a row."""
+    """Count the bytes of what lies between forward and backward. inputs: of the language model, a row."""
     language, head = config.language, config.flow_head
     projected = (language.heads + 2 * language.kv_heads) * language.head_width
     # Of a layer, a row of inputs: what autograd keeps of the projections, and the attention's matrix.

@@ -1,4 +1,4 @@
-"""The sequences of training: text, `<img>`, and query and latent of each token in turn."""
+"""Lays out the sequences of training: text, `<img>`, and query and latent of each token in turn."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LENGTH_STEP = 16
 
 
 def in_steps(text: TokenizedPrompts) -> TokenizedPrompts:
-    """The same with more padding, which nothing sees: its length a multiple of LENGTH_STEP."""
+    """Add padding, which nothing sees, to prompts: their length a multiple of LENGTH_STEP."""
     return replace(text, ids=F.pad(text.ids, (0, -text.ids.shape[1] % LENGTH_STEP)))
 
 
 def query_states(
     generator: Generator, text: TokenizedPrompts, image_start: list[int], latents: Tensor, order: Tensor, grid
 ) -> Tensor:
-    """What the language model says at each position query, in one causal pass.
+    """Run the language model over whole pictures in one causal pass: what it says at each position query.
 
     The sequence is `text <img> q₁ l₁ q₂ l₂ … q_T`, in a row's own order; padding is never seen, and positions run on.
 
@@ -51,7 +51,7 @@ def next_states(
     drawn: int,
     grid,
 ) -> Tensor:
-    """What the language model says at `q` of the next token when `drawn` are there, for every place that it may be at.
+    """Run the language model for the next token: what it says at `q` after `drawn` others, for each place it may be at.
 
     All are asked in one pass after `text <img> q₁ l₁ … q_drawn l_drawn`: each query sees that and itself, and has the
     position of the next. Arguments as for `query_states`.
@@ -71,7 +71,7 @@ def next_states(
 
 
 def _image(generator: Generator, latents: Tensor, order: Tensor, grid) -> Tensor:
-    """Query and latent of each place of `order` in turn, [B, 2 N, D]."""
+    """Put query and latent of each place of `order` in turn, [B, 2 N, D]."""
     places, queries = generator.position_queries(*grid, device=latents.device)
     ordered = torch.take_along_dim(latents, order[..., None], 1)
     embedded = generator.image_in_projector(ordered) + places[order]

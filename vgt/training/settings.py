@@ -1,4 +1,4 @@
-"""How to train, as plain data."""
+"""Says how to train, as plain data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. Batch sizes count all processes together."""
+    """Says how to train. Batch sizes count all processes together."""
 
     steps: int
     batch_size: int

@@ -1,4 +1,4 @@
-"""The training loop, the same for every stage: one process, or several under torchrun.
+"""Runs a stage of training, in one process or several under torchrun; the loop is the same for every stage.
 
 All randomness of a step follows from the seed, the step and the process; nothing else is drawn. So a run that is
 resumed goes on as if it had never stopped, and the checkpoint need not hold the state of any random generator.
@@ -38,7 +38,7 @@ _MAY_DIFFER = {"compile", "device", "save_every", "sheet_every", "log_every", "t
 
 
 class Stage(nn.Module):
-    """What a stage gives the loop: a module whose `forward(batch, rng)` returns (loss, figures to log)."""
+    """Gives the loop what it trains: a module whose `forward(batch, rng)` returns (loss, figures to log)."""
 
     trained: nn.Module
     """The part that is averaged and saved; it holds all trained parameters."""
@@ -50,8 +50,8 @@ class Stage(nn.Module):
         """Parameter groups; `scale` multiplies the learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
 
-    def hot(self) -> list[nn.Module]:
-        """The modules that take the time, called with few different shapes: what is worth compiling."""
+    def worth_compiling(self) -> list[nn.Module]:
+        """Name what is worth compiling: the modules that take the time, and are called with few different shapes."""
         return []
 
     def batches(self, first: int, rank: int, world: int) -> Iterable:
@@ -145,7 +145,7 @@ def train(
     first = state.resume(device)
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # resuming makes new ones
     if settings.compile:
-        for module in stage.hot():
+        for module in stage.worth_compiling():
             module.compile()
     last = min(until or settings.steps, settings.steps)
     wrapped = DistributedDataParallel(stage, find_unused_parameters=True) if world > 1 else stage
@@ -216,7 +216,7 @@ def _reviewed(stage: Stage, average, folder: Path, done: int) -> dict[str, float
 
 
 class _State:
-    """Everything a run needs to go on, in one file that appears under its name only when it is whole."""
+    """Keeps all that a run needs to go on, in one file that appears under its name only when it is whole."""
 
     def __init__(self, stage: Stage, optimisers, average, about: dict, folder: Path):
         self.parts = {"stage": stage.trained, "average": average}
@@ -257,7 +257,7 @@ class _State:
 
 
 class _Log:
-    """metrics.jsonl and the progress bar, of the first process only."""
+    """Writes metrics.jsonl and the progress bar, in the first process only."""
 
     def __init__(self, folder: Path, first: int, settings: Settings, rank: int):
         self.settings, self.rank = settings, rank
