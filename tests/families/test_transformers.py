@@ -248,6 +248,13 @@ def test_bad_base_models_are_named(tmp_path):
             load_base(folder)
 
 
+def test_an_old_library_is_named(tmp_path, monkeypatch):
+    vlms.save_base("smolvlm", tmp_path / "base")
+    monkeypatch.setattr("transformers.__version__", "4.50.3")
+    with pytest.raises(TrainingError, match=r"needs the transformers library from 4\.57 on; this is 4\.50\.3\.$"):
+        load_base(tmp_path / "base")
+
+
 def test_code_and_kernels_that_a_configuration_names_are_left_out():
     from vgt.networks.transformers_library import check_source, class_and_config, plain_config
 

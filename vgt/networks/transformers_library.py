@@ -23,12 +23,19 @@ class LibraryError(LayoutError):
     """The transformers library is absent, or cannot serve a model. A clause without a full stop."""
 
 
+OLDEST = (4, 57)
+"""The oldest version of the library that is served; tests/families/test_transformers.py passes with it."""
+
+
 def library():
-    """The transformers library. Raises LibraryError where it is not installed."""
+    """The transformers library. Raises LibraryError where it is not installed, or too old."""
     try:
         import transformers
     except ImportError as error:
         raise LibraryError(f"it needs the transformers library (pip install transformers): {error}") from error
+    version = transformers.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise LibraryError(f"it needs the transformers library from {OLDEST[0]}.{OLDEST[1]} on; this is {version}")
     return transformers
 
 
