@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import comfy.model_management as memory
 import comfy.model_patcher
 from torch import nn
@@ -46,6 +48,7 @@ def generator_patcher(generator: nn.Module):
     if Patcher is not comfy.model_patcher.ModelPatcher:
         if memory.get_total_memory(device) < 1.1 * size + room_for(RUN):
             kind = PagedGeneratorPatcher
+    _tell_of_graphs(generator)
     return kind(generator, load_device=device, offload_device=offload_device)
 
 
@@ -62,6 +65,20 @@ def set_table_aside(generator: nn.Module) -> None:
     table = language_model.embed_tokens
     del language_model.embed_tokens
     object.__setattr__(language_model, "embed_tokens", table)
+
+
+def _tell_of_graphs(generator: nn.Module) -> None:
+    """What idle graphs hold counts as free in PyTorch, and so in the host: add it to what the host leaves alone."""
+    if not hasattr(memory, "EXTRA_RESERVED_VRAM"):
+        return
+    told = [0]
+
+    def report(idle: int) -> None:
+        memory.EXTRA_RESERVED_VRAM += idle - told[0]
+        told[0] = idle
+
+    generator.graphs.report = report
+    weakref.finalize(generator.graphs, report, 0)
 
 
 class _Size(int):

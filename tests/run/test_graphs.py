@@ -30,13 +30,14 @@ def captures(monkeypatch):
     """Counts captures."""
     made = []
 
-    def capture(work, device):
+    def capture(work, device, pool):
         work()
         made.append(work)
         return work
 
     monkeypatch.setattr(cuda_graphs, "capture", capture)
     monkeypatch.setattr(cuda_graphs, "_lies_on_cuda", lambda *_: True)
+    monkeypatch.setattr(cuda_graphs, "new_pool", lambda: (0, 1))
     return made
 
 
@@ -100,7 +101,7 @@ def test_weights_that_moved_are_captured_again(model, captures):
 
 
 def test_too_little_memory_falls_back_and_says_so_once(model, captures, monkeypatch, caplog):
-    def capture(work, device):
+    def capture(work, device, pool):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore")
 
     monkeypatch.setattr(cuda_graphs, "capture", capture)
@@ -115,8 +116,9 @@ def test_too_little_memory_falls_back_and_says_so_once(model, captures, monkeypa
         parameter.data = parameter.data.clone()
     monkeypatch.undo()
     captured = []
+    monkeypatch.setattr(cuda_graphs, "new_pool", lambda: (0, 1))
     monkeypatch.setattr(cuda_graphs, "_lies_on_cuda", lambda *_: True)
-    monkeypatch.setattr(cuda_graphs, "capture", lambda work, device: (work(), captured.append(work), work)[-1])
+    monkeypatch.setattr(cuda_graphs, "capture", lambda work, device, pool: (work(), captured.append(work), work)[-1])
     model.generate("a red circle", **SMALL)
     assert captured
 
@@ -124,11 +126,11 @@ def test_too_little_memory_falls_back_and_says_so_once(model, captures, monkeypa
 def test_what_fails_for_one_kind_of_run_is_tried_for_another(model, captures, monkeypatch):
     stand_in = cuda_graphs.capture
 
-    def capture(work, device):
+    def capture(work, device, pool):
         if len(captures) == 0:
             captures.append(None)
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return stand_in(work, device)
+        return stand_in(work, device, pool)
 
     monkeypatch.setattr(cuda_graphs, "capture", capture)
     for _ in range(2):
@@ -194,7 +196,7 @@ def test_cancel_during_capture_keeps_nothing_and_is_no_failure(model, captures, 
     class Cancel(Exception):
         pass
 
-    def capture(work, device):
+    def capture(work, device, pool):
         raise Cancel
 
     with monkeypatch.context() as patch, pytest.raises(Cancel):
@@ -227,6 +229,48 @@ def test_only_so_many_kinds_are_kept(model, captures):
     assert len(captures) == cuda_graphs.KEPT + 3
 
 
+def test_kept_kinds_take_so_much_at_most(model, captures, monkeypatch):
+    model.generate("a red circle", **SMALL)
+    own = next(iter(model.generator.graphs._kept.values())).bytes()
+    monkeypatch.setattr(cuda_graphs, "KEPT_BYTES", 3.5 * own)
+    model.generate(["a red circle"] * 2, **SMALL)
+    assert len(model.generator.graphs._kept) == 2
+    model.generate(["a red circle"] * 3, **SMALL)
+    assert len(model.generator.graphs._kept) == 1
+
+
+def test_graphs_of_a_generator_share_one_pool(model, captures, monkeypatch):
+    pools = []
+
+    def capture(work, device, pool):
+        work()
+        pools.append(pool)
+        return work
+
+    made = iter(range(9))
+    monkeypatch.setattr(cuda_graphs, "capture", capture)
+    monkeypatch.setattr(cuda_graphs, "new_pool", lambda: next(made))
+    for batch in (1, 2):
+        model.generate(["a red circle"] * batch, **SMALL)
+    model.generator.graphs.clear()
+    model.generate("a red circle", **SMALL)
+    assert pools == [0, 0, 1]
+
+
+def test_what_graphs_hold_idle_is_reported(model, captures, monkeypatch):
+    """PyTorch counts a pool's unused blocks as free."""
+    segments = [
+        {"segment_pool_id": (0, 1), "total_size": 30, "allocated_size": 10},
+        {"segment_pool_id": (0, 0), "total_size": 50, "allocated_size": 0},
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    said = []
+    model.generator.graphs.report = said.append
+    model.generate("a red circle", **SMALL)
+    model.generator.graphs.clear()
+    assert said[-3:] == [0, 20, 0]
+
+
 IN_THE_HOST = """
 import sys
 sys.argv = ["main.py", "--cpu"]
@@ -237,11 +281,13 @@ from pack.nodes import sampling
 from pack.nodes.host import drawing, loading
 from pack.vgt.run import graphs
 made = []
-def capture(work, device):
+def capture(work, device, pool):
     work()
     made.append(work)
     return work
-graphs.capture, graphs._lies_on_cuda = capture, lambda *_: True
+graphs.capture, graphs._lies_on_cuda, graphs.new_pool = capture, lambda *_: True, lambda: (0, 1)
+graphs.GraphCache.idle_bytes = lambda self: 1000 * len(self._kept)
+reserve = memory.extra_reserved_memory()
 loading.register_model_folder()
 model, _ = loading.load_model("vgt-tiny.safetensors", "fp32")
 settings = dict(prompt="a red circle", negative_prompt="", width=112, height=112, batch_size=1, denoise=1.0, seed=1)
@@ -253,7 +299,13 @@ with torch.inference_mode():
         if before == "no room":
             drawing.free_memory = lambda patcher: 0
         sampling.sample(model, None, None, **settings)
-        print(len(made), end=" ")
+        print(len(made), memory.extra_reserved_memory() - reserve, end=" ")
+    memory.unload_all_models()
+    print(memory.extra_reserved_memory() - reserve, end=" ")
+    sampling.sample(model, None, None, **settings)
+    del model
+    import gc; gc.collect()
+    print(memory.extra_reserved_memory() - reserve)
 """
 
 
@@ -266,7 +318,8 @@ def test_the_host_keeps_graphs_between_runs_and_drops_them_with_the_weights(tmp_
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["1", "1", "2", "3"], done.stderr
+    # Captures, and what the host is told that it has less.
+    assert done.stdout.split() == ["1", "1000", "1", "1000", "2", "1000", "3", "1000", "0", "0"], done.stderr
 
 
 def test_no_graphs_on_the_processor(model, monkeypatch):

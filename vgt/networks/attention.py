@@ -30,7 +30,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     """
     m, n = q.shape[2], k.shape[2]
     # Not the language model's: with a mask, as in CUDA graphs, and without one it must be the same kernel.
-    if mask is None and not causal and _flash_allows(q) and (flash := _flash_attention()) is not None:
+    if mask is None and not causal and q.is_cuda and (flash := _flash_attention()) and _flash_allows(q):
         return flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     causal = causal and m > 1  # a single last query sees everything
     groups = q.shape[1] // k.shape[1]
@@ -90,8 +90,7 @@ def _flash_attention():
 
 def _flash_allows(q: Tensor) -> bool:
     return (
-        q.is_cuda
-        and q.dtype in _FLASH_DTYPES
+        q.dtype in _FLASH_DTYPES
         and q.shape[-1] <= _FLASH_MAX_HEAD_WIDTH
         and torch.cuda.get_device_capability(q.device) >= _FLASH_CAPABILITY
     )

@@ -21,7 +21,9 @@ from .plan import Plan
 from .token_step import RunTensors, StepInputs, TokenStep
 
 KEPT = 4
-"""Kinds of run whose graphs are kept for one generator."""
+"""Kinds of run whose graphs are kept for one generator, at most."""
+KEPT_BYTES = 2**30
+"""Bytes that the caches and tensors of those may take together; the last kind is kept whatever it takes."""
 LEAST = 4
 """Steps of one shape in a run from which on capturing pays."""
 SLOT_STEP = 128
@@ -31,8 +33,9 @@ SLOT_STEP = 128
 class GraphedSteps:
     """The steps of one kind of run, captured as they first come up. Called like TokenStep, after the first step."""
 
-    def __init__(self, step: TokenStep):
+    def __init__(self, step: TokenStep, pool):
         self.step = step
+        self.pool = pool
         self.recurring = recurring(step.plan)
         self.graphs: dict[tuple, tuple[Callable[[], None], StepInputs]] = {}
         self.failed = False
@@ -49,6 +52,11 @@ class GraphedSteps:
 
     def read(self, inputs: StepInputs, slot: int) -> None:
         self.step.read(inputs, slot)
+
+    def bytes(self) -> int:
+        """What its cache and tensors take, beside the graphs' own memory."""
+        held = [*self.step.tensors(), self.step.cache.keys, self.step.cache.values]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def load(self, fresh: TokenStep) -> None:
         """Take over a new run of the same kind: its contents, not its tensors."""
@@ -71,7 +79,7 @@ class GraphedSteps:
                 inputs, **{name: part.clone() for name, part in vars(inputs).items() if torch.is_tensor(part)}
             )
             try:
-                self.graphs[shape] = capture(lambda: self.step(own), self.run.table.device), own
+                self.graphs[shape] = capture(lambda: self.step(own), self.run.table.device, self.pool), own
             except RuntimeError as error:  # out of memory is one, too
                 self.failed = True
                 reason = str(error).splitlines()[0]
@@ -83,8 +91,12 @@ class GraphedSteps:
                 self.step(inputs, slot)
 
 
-def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Do `work`, and record what it launches; returns what does it again. Doing it twice must be as doing it once."""
+def capture(work: Callable[[], None], device: torch.device, pool) -> Callable[[], None]:
+    """Do `work`, and record what it launches; returns what does it again. Doing it twice must be as doing it once.
+
+    pool: whose memory the graph takes. Graphs that are never replayed at the same time, and whose results lie outside,
+    can share one.
+    """
     graph, stream = torch.cuda.CUDAGraph(), _stream(device)
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
@@ -94,7 +106,7 @@ def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None
             with torch.cuda.stream(stream):
                 work()
                 # Other threads may go on using the device.
-                with _no_garbage(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                with _no_garbage(), torch.cuda.graph(graph, pool, stream, "thread_local"):
                     work()
         finally:
             current.wait_stream(stream)
@@ -125,12 +137,25 @@ class GraphCache:
     def __init__(self):
         self._kept: OrderedDict[tuple, GraphedSteps] = OrderedDict()
         self._weights: tuple = ()
+        self._pool = None
         self.refused: set[tuple] = set()
         """Kinds of run whose capture failed; they go without."""
+        self.report: Callable[[int], None] | None = None
+        """Called with `idle_bytes()` when they change, for whoever keeps count of the device's memory."""
 
     def clear(self) -> None:
         """Give back the memory; for whoever moves or replaces the weights."""
         self._kept.clear()
+        self._pool = None
+        if self.report:
+            self.report(0)
+
+    def idle_bytes(self) -> int:
+        """Bytes that the graphs hold between replays and PyTorch counts as free, though nothing else can have them."""
+        if self._pool is None or not self._kept:
+            return 0
+        segments = [own for own in torch.cuda.memory_snapshot() if tuple(own["segment_pool_id"]) == tuple(self._pool)]
+        return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)
 
     def usable(self, generator: nn.Module, plan: Plan, device: torch.device) -> bool:
         """Whether a run is worth graphs and its weights all lie on the CUDA device."""
@@ -158,19 +183,36 @@ class GraphCache:
         graphed = self._kept.pop(key, None)
         if graphed is None:
             fresh.allocate(slots)
-            graphed = GraphedSteps(fresh)
+            if self._pool is None:
+                self._pool = new_pool()
+            graphed = GraphedSteps(fresh, self._pool)
         else:
             graphed.load(fresh)
+        done = False
         try:
             yield graphed
+            done = True
         finally:
             if graphed.failed:
                 self.refused.add(key)
-        if not graphed.failed:
-            graphed.step.generator = None  # which holds these graphs: in a circle, none would be freed at once
-            self._kept[key] = graphed
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            elif done:
+                self._keep(key, graphed)
+            graphed = None
+            if self.report:
+                self.report(self.idle_bytes())
+
+    def _keep(self, key: tuple, graphed: GraphedSteps) -> None:
+        graphed.step.generator = None  # which holds these graphs: in a circle, none would be freed at once
+        self._kept[key] = graphed
+        while len(self._kept) > 1 and (
+            len(self._kept) > KEPT or sum(one.bytes() for one in self._kept.values()) > KEPT_BYTES
+        ):
+            self._kept.popitem(last=False)
+
+
+def new_pool():
+    """Memory for the graphs of one generator: its graphs run one after the other, so they take turns in it."""
+    return torch.cuda.graph_pool_handle()
 
 
 def recurring(plan: Plan) -> set[tuple[int, int, int, int]]:
