@@ -43,7 +43,7 @@ SHARE = 0.05
 
 def offer_pictures() -> None:
     """Put the pack's pictures for training where the host's nodes look for folders, once."""
-    for folder in EXAMPLES.iterdir() if EXAMPLES.is_dir() else ():
+    for folder in sorted(path for path in EXAMPLES.glob("*") if path.is_dir()):
         target = Path(folder_paths.get_input_directory()) / f"vgt_{folder.name}"
         if not target.exists():
             try:

@@ -1,5 +1,5 @@
-"""The command line: python -m vgt evaluate scenes | reconstruction | geneval | dpg | mjhq | oneig | sweep | frontier |
-results."""
+"""The command line: python -m vgt evaluate scenes | lesson | reconstruction | geneval | dpg | mjhq | oneig | sweep |
+frontier | results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..arguments import add_settings, read_settings
+from ..arguments import add_settings, read_settings, read_strength
 from ..run.flow import FlowSettings
 from ..sampling import PUBLISHED, SamplingSettings
+from ..scenes.lessons import LESSONS
 
 MANY_STEPS = replace(PUBLISHED, flow=FlowSettings(steps=100))
 """As the authors draw for DPG-Bench and MJHQ-30K."""
@@ -28,6 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--pictures", type=Path, default=None, help="a folder for the pictures")
     _add_result(scenes)
     scenes.set_defaults(score=_scenes)
+
+    lesson = commands.add_parser("lesson", help="what a LoRA has taught VGT-Tiny (docs/lora.md), judged by rules")
+    _add_model(lesson)
+    lesson.add_argument("lesson", choices=LESSONS, help="what it was taught")
+    _add_drawing(lesson)
+    lesson.add_argument("--count", type=int, default=60, help="prompts")
+    lesson.add_argument("--pictures", type=Path, default=None, help="a folder for the pictures")
+    _add_result(lesson)
+    lesson.set_defaults(score=_lesson)
 
     reconstruction = commands.add_parser("reconstruction", help="PSNR, SSIM and rFID of the tokenizer")
     _add_model(reconstruction)
@@ -105,6 +115,7 @@ def _add_model(parser) -> None:
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, mps …; the best there is by default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE:STRENGTH", help="may be repeated")
 
 
 def _add_drawing(parser, published: SamplingSettings = PUBLISHED) -> None:
@@ -137,7 +148,10 @@ def _load(options):
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    return load(options.model, device, options.dtype and getattr(torch, options.dtype))
+    model = load(options.model, device, options.dtype and getattr(torch, options.dtype))
+    for lora in options.lora:
+        model = model.with_lora(*read_strength(lora))
+    return model
 
 
 def _finish(options, result: dict) -> None:
@@ -156,6 +170,16 @@ def _scenes(options) -> None:
     settings = _settings(options, model)
     result = score(model, options.count, settings, split=options.split, folder=options.pictures, batch=options.batch)
     print(table(result))
+    _finish(options, result)
+
+
+def _lesson(options) -> None:
+    from .lessons import score
+
+    model = _load(options)
+    count, settings = options.count, _settings(options, model)
+    result = score(model, options.lesson, count, settings, folder=options.pictures, batch=options.batch)
+    print(f"{options.lesson}: {result['score']:.3f} of {count} prompts drawn right")
     _finish(options, result)
 
 

@@ -53,7 +53,7 @@ def combinations(lesson: str) -> tuple[list[tuple[str, str, str]], list[tuple[st
 def pictures(lesson: str, size: int) -> list[tuple[np.ndarray, str]]:
     """The pictures of a lesson, uint8 [size, size, 3], with their captions."""
     rng = random.Random(f"pictures {lesson}")
-    scenes = [_scene(one, rng) for one in combinations(lesson)[0]]
+    scenes = [scene_of(one, rng) for one in combinations(lesson)[0]]
     return [(render(scene, size, outlined=lesson == "outlines"), caption(scene, rng)) for scene in scenes]
 
 
@@ -62,7 +62,7 @@ def prompts(lesson: str, count: int) -> list[tuple[Request, str]]:
     rng = random.Random(f"prompts {lesson}")
     unseen = combinations(lesson)[1]
     rng.shuffle(unseen)
-    asked = [_scene(unseen[index % len(unseen)], rng) for index in range(count)]
+    asked = [scene_of(unseen[index % len(unseen)], rng) for index in range(count)]
     return [(scene.request, caption(scene, rng)) for scene in asked]
 
 
@@ -84,9 +84,10 @@ def write(lesson: str, folder: Path, size: int) -> None:
         (folder / f"{index:02}.txt").write_text(text + "\n", encoding="utf-8")
 
 
-def _scene(combination: tuple[str, str, str], rng: random.Random) -> Scene:
+def scene_of(combination: tuple[str, str, str], rng: random.Random) -> Scene:
+    """A picture of a (shape, colour, background) as data."""
     shape, colour, background = combination
     # Large and near the middle: of a thin line or point a tokenizer of 28 pixels a token keeps little.
-    size, x, y = rng.uniform(0.62, 0.78), rng.uniform(0.45, 0.55), rng.uniform(0.45, 0.55)
+    size, x, y = rng.uniform(0.68, 0.76), rng.uniform(0.48, 0.52), rng.uniform(0.48, 0.52)
     request = Request("colors", (Item(shape, colour),), None, background)
     return Scene(background, (Object(shape, colour, size, x, y),), request)

@@ -26,8 +26,8 @@ FILE = "lora.safetensors"
 def run(config: dict, out: Path, until: int | None) -> None:
     """Train from `config` into `out`/lora.safetensors (float32).
 
-    Beside the tables: model, the base, as vgt.load takes it; init, a LoRA to go on from; keep, a list of prompts of
-    what must not be forgotten; prompts, those of the sample sheets.
+    Beside the tables: model, the base, as vgt.load takes it; init, a LoRA to go on from; keep, prompts of what must not
+    be forgotten, a list or a text file with one a line; prompts, the same for the sample sheets.
     """
     settings = read_settings(config)
     require(config, "model", "data.size")
@@ -84,6 +84,11 @@ def _pictures(config: dict, out: Path, model, settings) -> Pictures:
 
 def _texts(config: dict, name: str) -> list[str]:
     texts = config.get(name, [])
+    if isinstance(texts, str):
+        try:
+            texts = [line.strip() for line in Path(texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise TrainingError(f"{texts} cannot be read as prompts, one a line ({error}).") from error
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise TrainingError(f"{name} is {texts!r}; it must be a list of prompts.")
+        raise TrainingError(f"{name} is {texts!r}; it must be a list of prompts, or a file of them.")
     return texts
