@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+import drawn
 from vgt.training import latents
-from vgt.training.data import DataError, EndlessShuffle, batches, open_data, read
+from vgt.training.data import DataError, EndlessShuffle, batches, caption_of, open_data, open_held_out, read
 from vgt.training.settings import TrainingError
 
 
@@ -230,3 +231,15 @@ def test_latents_of_something_else_are_refused(letters, tmp_path):
     if letters["kind"] == "webdataset":
         with pytest.raises(TrainingError, match=r"was begun with workers 0, not workers 2; go on as before"):
             encode(tmp_path / "latents", Encoder(), letters, workers=2)
+
+
+def test_drawings_are_data(tmp_path):
+    settings = {"kind": "drawings", "folder": str(drawn.folder(tmp_path)), "size": 56, "seed": 1, "length": 8}
+    dataset = open_data({**settings, "free": True}, captions=True, token_pixels=28)
+    pixels, caption = dataset[3]
+    assert pixels.shape == (3, 56, 56) and caption == caption_of(dataset, 3)
+    assert len(open_held_out({**settings, "split": "test"}, captions=True)) == 8
+    with pytest.raises(DataError, match="drawings"):
+        open_data({"kind": "drawings", "size": 56}, captions=True)
+    with pytest.raises(ValueError, match="is no folder of drawings"):
+        open_data({**settings, "folder": str(tmp_path / "elsewhere")}, captions=True)

@@ -1,4 +1,4 @@
-"""`python -m vgt train captioner|autoencoder|generator|head|lora CONFIG.toml`, and `tiny`, which runs all of them."""
+"""`python -m vgt train captioner|autoencoder|generator|head|lora CONFIG.toml`, and recipes, which run all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from .recipes import RECIPES
 from .settings import Settings, TrainingError
 
 STAGES = ("captioner", "autoencoder", "generator", "head", "lora")
@@ -14,20 +15,20 @@ STAGES = ("captioner", "autoencoder", "generator", "head", "lora")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `train`."""
-    parser.add_argument("stage", choices=(*STAGES, "tiny"), help="what to train; tiny: all of VGT-Tiny, one by one")
-    parser.add_argument("config", type=Path, help="the stage's .toml; for tiny, the folder to work in")
+    parser.add_argument("stage", choices=(*STAGES, *RECIPES), help="what to train; tiny, drawings: a whole model")
+    parser.add_argument("config", type=Path, help="the stage's .toml; for a whole model, the folder to work in")
     parser.add_argument("--out", type=Path, help="the folder to train into, instead of the configuration's")
     parser.add_argument("--until", type=int, help="stop with a checkpoint after this many steps of the schedule")
-    parser.add_argument("--processes", type=int, default=1, help="tiny: processes, through torchrun")
+    parser.add_argument("--processes", type=int, default=1, help="a whole model: processes, through torchrun")
 
 
 def run(options) -> None:
     """Run one command. Raises ValueError or OSError with a message for the user."""
-    if options.stage == "tiny":
-        from .tiny import run_all
+    if options.stage in RECIPES:
+        from .recipes import run_all
 
         try:
-            return run_all(options.config, options.processes)
+            return run_all(options.stage, options.config, options.processes)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
     config = read_config(options.config)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ..scenes.drawings import DrawingsDataset
 from ..scenes.world import ScenesDataset
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -199,7 +200,7 @@ class EndlessShuffle(Sampler[int]):
 def open_data(settings: dict, *, captions: bool, token_pixels: int = 1):
     """The data set of a configuration's [data] table, of pictures whose sides are multiples of `token_pixels`.
 
-    kind: "scenes" (size, seed, length), "folder" (size, path) or "webdataset" (size, path: shards in brace notation).
+    kind: "scenes" (size, seed, length), "drawings" (size, folder, seed, length, shapes, free), "folder" (size, path) or "webdataset" (size, path: shards in brace notation).
     Raises DataError.
     """
     settings = dict(settings)
@@ -209,26 +210,28 @@ def open_data(settings: dict, *, captions: bool, token_pixels: int = 1):
     try:
         if kind == "scenes":
             return ScenesDataset(size, **settings)
+        if kind == "drawings":
+            return DrawingsDataset(size, **settings)
         if kind == "folder":
             return FolderDataset(size=size, captions=captions, folder=settings.pop("path"), **settings)
         if kind == "webdataset":
             return _open_shards(path=settings.pop("path"), size=size, captions=captions, seed=settings.pop("seed", 0))
     except (TypeError, KeyError) as error:
         raise DataError(f"The [data] table does not suit kind {kind!r} ({error}).") from error
-    raise DataError(f"data.kind is {kind!r}; it must be scenes, folder or webdataset.")
+    raise DataError(f"data.kind is {kind!r}; it must be scenes, drawings, folder or webdataset.")
 
 
 def open_held_out(settings: dict, *, captions: bool, token_pixels: int = 1) -> Dataset:
     """The data set of a [held_out] table, whose items can be asked for one by one. Raises DataError."""
     dataset = open_data(settings, captions=captions, token_pixels=token_pixels)
     if isinstance(dataset, IterableDataset):
-        raise DataError("held_out.kind is 'webdataset'; it must be folder or scenes.")
+        raise DataError("held_out.kind is 'webdataset'; it must be folder, scenes or drawings.")
     return dataset
 
 
 def caption_of(dataset, index: int) -> str:
     """The caption of an item, without its picture where the data set can do so."""
-    if isinstance(dataset, ScenesDataset):
+    if isinstance(dataset, ScenesDataset | DrawingsDataset):
         return dataset.scene(index)[2]
     return dataset.items[index][1] if isinstance(dataset, FolderDataset) else dataset[index][1]
 

@@ -1,4 +1,4 @@
-"""All of VGT-Tiny, one stage after the other: `python -m vgt train tiny FOLDER`."""
+"""A whole model, one stage after the other: `python -m vgt train tiny FOLDER`, and the same for `drawings`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from pathlib import Path
 from .settings import TrainingError
 
 CONFIGS = Path(__file__).parent / "configs"
+RECIPES = ("tiny", "drawings")
 _STAGES = (
-    ("captioner", "tiny-captioner"),
-    ("autoencoder", "tiny-autoencoder-1"),
-    ("autoencoder", "tiny-autoencoder-2"),
-    ("autoencoder", "tiny-autoencoder-3"),
-    ("generator", "tiny-generator-1"),
-    ("generator", "tiny-generator-2"),
+    ("captioner", "captioner"),
+    ("autoencoder", "autoencoder-1"),
+    ("autoencoder", "autoencoder-2"),
+    ("autoencoder", "autoencoder-3"),
+    ("generator", "generator-1"),
+    ("generator", "generator-2"),
 )
 
 
-def run_all(folder: Path, processes: int) -> None:
-    """Train every stage in `folder`; what is done is skipped, what was interrupted goes on.
+def run_all(recipe: str, folder: Path, processes: int) -> None:
+    """Train every stage of a recipe in `folder`; what is done is skipped, what was interrupted goes on.
 
+    "drawings" reads its pictures from `folder`/drawings, which `python -m vgt.scenes drawings` makes.
     Raises TrainingError when a stage fails (its own message has been printed), KeyboardInterrupt after Ctrl-C.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for stage, name in _STAGES:
+    for stage, part in _STAGES:
+        name = f"{recipe}-{part}"
         print(f"{name} → {folder / name}", flush=True)
         # The configurations name their inputs relative to the folder they are run in.
         command = [*_launcher(processes), "train", stage, str(CONFIGS / f"{name}.toml"), "--out", name]
