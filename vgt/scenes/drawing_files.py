@@ -42,8 +42,8 @@ _GROUPS = (
 # Pictures of text, variants of another drawing that differ in little, and what nobody should be shown unasked.
 _LEFT_OUT = re.compile(
     r"facing right|-thirty|button|keycap|input |japanese symbol|^(family|kiss|couple with heart) .*,|^family "
-    r"|(medium|small|large)(-small)? square|diamond|triangle pointed|middle finger| arrow$|^circled m$|hollow red circle"
-    r"|trade mark|registered|copyright|information|^cinema$",
+    r"|(medium|small|large)(-small)? square|diamond|triangle pointed|middle finger| arrow$|^circled m$"
+    r"|hollow red circle|trade mark|registered|copyright|information|^cinema$",
     re.IGNORECASE,
 )
 _GENDERED = re.compile(r"^(man|woman|men|women) ")

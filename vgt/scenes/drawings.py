@@ -39,7 +39,7 @@ BACKGROUNDS = {
     "red": (222, 72, 72),
 }
 NEAREST = 0.06
-"""Of the picture's side: how far apart two drawings are at least. A drawing whose parts lie apart like that stays alone."""
+"""Of the picture's side: how far apart two drawings are at least. A drawing in parts that far apart stays alone."""
 _COUNTED = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 _ONE_WAY = ("Symbols",)
 # Words of a drawing that its mirror image would belie.
@@ -71,7 +71,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Placed:
-    """A drawing in a picture. x and y are its centre, `size` the side of its square; fractions of the picture's side."""
+    """A drawing in a picture: centre x and y, and the side of its square, as fractions of the picture's side."""
 
     row: int
     size: float
@@ -190,7 +190,7 @@ def _compose(drawings: Drawings, rng, category: str, style: str, free: bool):
 
 def _alone(size: str | None, place: str | None, rng, free: bool) -> tuple[float, float, float]:
     """(size, x, y) of one drawing."""
-    if free:
+    if free and not (size or place):
         side = rng.uniform(0.35, 0.9)
         room = 0.48 - side / 2
         return side, 0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room)

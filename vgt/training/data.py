@@ -200,7 +200,8 @@ class EndlessShuffle(Sampler[int]):
 def open_data(settings: dict, *, captions: bool, token_pixels: int = 1):
     """The data set of a configuration's [data] table, of pictures whose sides are multiples of `token_pixels`.
 
-    kind: "scenes" (size, seed, length), "drawings" (size, folder, seed, length, shapes, free), "folder" (size, path) or "webdataset" (size, path: shards in brace notation).
+    kind: "scenes" (size, seed, length), "drawings" (size, folder, seed, length, shapes, free), "folder" (size, path) or
+    "webdataset" (size, path: shards in brace notation).
     Raises DataError.
     """
     settings = dict(settings)
