@@ -94,7 +94,7 @@ def _look(pixels: Tensor) -> tuple[str, np.ndarray]:
     away = max(1, round(min(pixels.shape[1:]) / WORKING_SIZE))
     pixels = F.adaptive_avg_pool2d(pixels, [side // away for side in pixels.shape[1:]])
     # A little noise is no mistake.
-    image = _oklab(ndimage.gaussian_filter(pixels.numpy().transpose(1, 2, 0), 0.5, axes=(0, 1)))
+    image = oklab(ndimage.gaussian_filter(pixels.numpy().transpose(1, 2, 0), 0.5, axes=(0, 1)))
     everything = {**BACKGROUNDS, **COLOURS}
     nearest = _distances(image, everything).argmin(-1)
     counts = np.bincount(nearest.flatten(), minlength=len(everything))[: len(BACKGROUNDS)]
@@ -247,10 +247,10 @@ def _distances(image: np.ndarray, colours: dict) -> np.ndarray:
 
 
 def _palette(colours: dict) -> np.ndarray:
-    return _oklab(np.array(list(colours.values()), dtype=np.float32) / 255)
+    return oklab(np.array(list(colours.values()), dtype=np.float32) / 255)
 
 
-def _oklab(rgb: np.ndarray) -> np.ndarray:
+def oklab(rgb: np.ndarray) -> np.ndarray:
     """sRGB in [0, 1] → Oklab, both [..., 3]. Source: Björn Ottosson, A perceptual color space for image processing."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     cones = linear @ np.array(
