@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .world import Item, Request
 
-PREFIXES = ("a drawing of ", "drawing of ", "a picture of ", "an image of ", "a photo of ", "an icon of ", "draw ")
-SHADED_PREFIXES = ("a shaded drawing of ", "shaded drawing of ", "a shaded picture of ")
+PREFIXES = ("a drawing of ", "a picture of ", "an image of ", "a photo of ", "an icon of ")
+SHADED_PREFIXES = ("a shaded drawing of ", "a shaded picture of ")
 NUMBERS = {2: ("two", "two", "2", "a pair of"), 3: ("three", "three", "3"), 4: ("four", "four", "4")}
 RELATION_WORDS = {
     "left of": ("left of", "to the left of", "on the left of"),

@@ -27,19 +27,25 @@ _BESIDE_IT = {
     "right of": r"(?:(?:to |on )?the right of it|right of it|(?:on|to) its right)",
 }
 
-WORDINGS: tuple[tuple[str, str], ...] = (
+COMMON: tuple[tuple[str, str], ...] = (
     (r"(?<!image)[.!]+\s*\Z", ""),
     (rf"{_START}(?:please )?(?:draw|paint|make|create|show|generate)(?: me)? ", ""),
     (r"\bphotograph\b", "photo"),
     (rf"{_START}(?=(?:photo|picture|drawing) of )", "a "),
     (rf"{_START}(?=image of )", "an "),
+    (r" ?& ?", " and "),
+    (r"\b(?:as well as|together with)\b", "and"),
+)
+"""What holds whatever the pictures show."""
+
+WORDINGS: tuple[tuple[str, str], ...] = (
+    *COMMON,
+    (r"\bplus\b", "and"),
     (r"\bgrey\b", "gray"),
     (r"\bviolet\b", "purple"),
     (r"[ -]colou?red\b", ""),
     (r"\bdis[ck](?=s?\b)", "circle"),
     (r"\b(?:a couple of|a pair of)\b", "two"),
-    (r" ?& ?", " and "),
-    (r"\b(?:plus|as well as|together with)\b", "and"),
     (r"\b(?:beside|alongside|near)\b", "next to"),
     *(  # a background that is named first goes to the end, where captions have it
         rule

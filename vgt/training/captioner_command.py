@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from ..config import LanguageModelConfig
 from ..families import families
-from ..scenes.wordings import WORDINGS
+from ..scenes.drawings import DrawingsDataset
+from ..scenes.wordings import COMMON, WORDINGS
 from ..scenes.world import ScenesDataset
 from .build import new_language_model, seeded
 from .captioner_stage import CaptionerStage
@@ -36,6 +37,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
     captions = [caption_of(dataset, index) for index in range(min(config["tokenizer"]["captions"], len(dataset)))]
     texts = captions + list(_TEMPLATE_TEXTS) * max(1, len(captions) // 10)
     wordings = WORDINGS if isinstance(dataset, ScenesDataset) else ()
+    if isinstance(dataset, DrawingsDataset):
+        wordings = COMMON
     tokenizer_json = train_tokenizer(texts, config["tokenizer"]["vocabulary"], found.special_tokens, wordings)
     vocabulary = Tokenizer.from_str(tokenizer_json).get_vocab_size()
     language = read_table(config, "language", LanguageModelConfig, vocabulary=vocabulary)
