@@ -34,6 +34,7 @@ from .torch_file import TorchFileError, read_torch_file
 CONFIG_KEY = "vgt.config"
 RECOMMENDED_KEY = "vgt.recommended"
 VOCABULARY_KEY = "vgt.vocabulary"
+ATTRIBUTION_KEY = "vgt.attribution"
 TOKENIZER_KEY = "tokenizer.json"
 
 _TORCH_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt"}
@@ -72,6 +73,8 @@ class Checkpoint:
     """How the model's maker would draw; what is open in it is as published."""
     vocabulary: tuple[str, ...] | None = None
     """The words that its training's captions use, in lower case; None where they were not counted."""
+    attribution: str | None = None
+    """Whose pictures it was trained on, and their licences, where those ask to be named."""
 
     def state(self, part: str) -> dict[str, Tensor | StackedRows]:
         """The tensors of one part, "autoencoder" or "generator", under the names inside it."""
@@ -129,6 +132,8 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
         metadata[RECOMMENDED_KEY] = json.dumps(recommended)
     if checkpoint.vocabulary is not None:
         metadata[VOCABULARY_KEY] = json.dumps(checkpoint.vocabulary)
+    if checkpoint.attribution:
+        metadata[ATTRIBUTION_KEY] = checkpoint.attribution
     return metadata
 
 
@@ -271,7 +276,9 @@ def _our_file(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) 
         raise CheckpointError(f"{path.name} holds a {TOKENIZER_KEY} that is no text.")
     _check_tensors(tensors, config, path)
     tokenizer_json = None if tokenizer is None else tokenizer.numpy().tobytes()
-    return Checkpoint(path, config, tensors, tokenizer_json, _with_size(recommended, config), vocabulary)
+    recommended = _with_size(recommended, config)
+    attribution = metadata.get(ATTRIBUTION_KEY)
+    return Checkpoint(path, config, tensors, tokenizer_json, recommended, vocabulary, attribution)
 
 
 def _words(path: Path, text: str | None) -> tuple[str, ...] | None:

@@ -247,7 +247,7 @@ def plural(name: str) -> str:
         head = re.sub(r"fe?$", "ves", head)
     elif head.endswith("mouse"):
         head = head[:-5] + "mice"
-    elif re.search(r"(^| )(wo)?man$", head):
+    elif re.search(r"man$", head):
         head = head[:-2] + "en"
     else:
         head += "s"

@@ -96,13 +96,16 @@ class Drawings:
         from safetensors import SafetensorError, safe_open
 
         try:
-            entries = json.loads((Path(folder) / NAMES_FILE).read_text(encoding="utf-8"))["drawings"]
+            listed = json.loads((Path(folder) / NAMES_FILE).read_text(encoding="utf-8"))
+            entries = listed["drawings"]
+            works = [f"{work['work']} ({work['licence']})" for work in listed["licences"]]
             with safe_open(Path(folder) / PIXELS_FILE, framework="pt") as file:
                 self.pixels = file.get_tensor("pixels").numpy()
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"{folder} is no folder of drawings ({error}); python -m vgt.scenes drawings makes one."
             ) from error
+        self.attribution = f"Trained on drawings of {' and of '.join(works)}."
         self.all = tuple(Drawing(row, e["name"], e["group"], e["set"], e["whole"]) for row, e in enumerate(entries))
         self.styles = {
             style: [d for d in self.all if d.style == style] for style in dict.fromkeys(e["set"] for e in entries)
@@ -146,7 +149,7 @@ def sample(
     """Draw a scene → (scene, category, caption); None draws a category.
 
     free: styles, sizes, places and sides vary beyond what the caption says, as a tokenizer should see them.
-    Raises ValueError for an unknown split or category.
+    Raises ValueError for an unknown split or category, and for a folder of a few drawings only.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}; it must be train or test.")
@@ -156,11 +159,12 @@ def sample(
         raise ValueError(f"category is {category!r}; it must be one of {', '.join(CATEGORIES)}.")
     wanted = RULE[category] if split == "test" else set()
     style = "shaded" if "shaded" in drawings.styles and rng.random() < (0.5 if free else 0.3) else "flat"
-    while True:
+    for _ in range(10_000):
         scene, size, place = _compose(drawings, rng, category, style, free)
         if held_out(scene) == wanted:
             text = describe(scene.request, rng, style=style, size=size, place=place)
             return scene, category, text
+    raise ValueError(f"There are too few drawings for a scene of {category} in the {split} split.")
 
 
 def _compose(drawings: Drawings, rng, category: str, style: str, free: bool):
@@ -253,6 +257,7 @@ class DrawingsDataset(Dataset):
         free: bool = False,
     ):
         self.drawings = Drawings(folder)
+        self.attribution = self.drawings.attribution
         self.size, self.seed, self.split, self.length = size, seed, split, length
         self.shapes, self.free = shapes, free
 

@@ -60,7 +60,7 @@ def look(pixels: Tensor) -> Sight:
 
 def _look(rgb: np.ndarray) -> Sight:
     """rgb [H, W, 3] in [0, 1], about WORKING_SIZE high."""
-    image = oklab(rgb)
+    image = oklab(rgb).astype(np.float32)
     border = np.concatenate((image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3)))
     border = np.concatenate((border, image[:, -2:].reshape(-1, 3)))
     ground = np.median(border, axis=0)
@@ -124,7 +124,7 @@ def _description(patch: np.ndarray) -> np.ndarray:
 
 
 class Recogniser:
-    """Names what is seen. The drawings are described once for each background, when it is first met (some seconds)."""
+    """Names what is seen. The drawings are described once for each background, when it is first met (half a minute)."""
 
     def __init__(self, drawings: Drawings):
         self.drawings = drawings

@@ -91,7 +91,9 @@ def run(config: dict, out: Path, until: int | None) -> None:
     trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
         captions = None if isinstance(dataset, IterableDataset) else (caption_of(dataset, i) for i in range(count))
-        write_model(out / FILE, checkpoint, trained, base, recommended, seen_words(Path(config["base"]), captions))
+        words = seen_words(Path(config["base"]), captions)
+        attribution = getattr(dataset, "attribution", None)
+        write_model(out / FILE, checkpoint, trained, base, recommended, words, attribution)
 
 
 def _recommended(table: dict) -> SamplingSettings:
@@ -111,10 +113,14 @@ def write_model(
     base,
     recommended: SamplingSettings,
     vocabulary: tuple[str, ...] | None = None,
+    attribution: str | None = None,
 ) -> None:
-    """One file with everything, in bfloat16. vocabulary: the words that its training knew, None for more than those."""
+    """One file with everything, in bfloat16.
+
+    vocabulary: the words that its training knew, None for more than those. attribution: see `Checkpoint`.
+    """
     config = ModelConfig(base.family, autoencoder.config.autoencoder, generator.config, base.pad_token)
     tensors = {name: tensor for name, tensor in autoencoder.tensors.items() if name.startswith("autoencoder.")}
     tensors.update({f"generator.{name}": tensor.cpu() for name, tensor in generator.state_dict().items()})
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json, recommended, vocabulary), path)
+    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json, recommended, vocabulary, attribution), path)
