@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,9 @@ from graphs import (
     save_latent,
 )
 from host import Host, Interrupted, is_newer
-from vgt.files.checkpoint import read_checkpoint, save_checkpoint
+from vgt.files.checkpoint import convert, read_checkpoint, save_checkpoint
+from vgt.files.head_file import save_head
+from vgt.networks.distilled_head import DistilledHead
 from vgt.sampling import PRESETS
 
 # --- the same numbers as in Python -------------------------------------------------------------------------------
@@ -109,6 +112,31 @@ def test_what_is_left_open_is_the_models_own(host, models):
     assert got.shape == (1, 32, 2, 3)
     torch.testing.assert_close(got, want, **STRICT)
     torch.testing.assert_close(run_latent(host, draw("recommends.safetensors")), run_latent(host, draw()), **STRICT)
+
+
+def test_a_distilled_heads_file_is_loaded_like_a_model(host, models):
+    """Its model lies in the same folder; on other weights it is refused, and without its model too."""
+    convert(models / INTERN, models / "base-of-head.safetensors")
+    base = read_checkpoint(models / "base-of-head.safetensors")
+    sizes = base.config.generator
+    torch.manual_seed(0)
+    state = DistilledHead(sizes.flow_head, sizes.language.width).state_dict()
+    own = vgt.SamplingSettings(flow=vgt.FlowSettings(2, solver="distilled"))
+    save_head(state, sizes.flow_head, base, own, models / "head-alone.safetensors")
+    graph = draw("head-alone.safetensors")
+    del graph["draw"]["inputs"]["flow_head"]
+    want = vgt.load(models / "head-alone.safetensors").generate(
+        "a photo of a cat", height=56, width=56, seed=1, cfg=3.0
+    )
+    torch.testing.assert_close(run_latent(host, graph), want, **STRICT)
+
+    name = "generator.image_out_projector.bias"
+    other = replace(base, tensors=base.tensors | {name: base.tensors[name] + 1})
+    absent = replace(base, path=models / "absent.safetensors")
+    for stem, whose, said in (("another", other, "other weights than base-of-head"), ("absent", absent, "put absent")):
+        save_head(state, sizes.flow_head, whose, own, models / f"head-of-{stem}.safetensors")
+        error = fails(host, save_latent(draw(f"head-of-{stem}.safetensors")))
+        assert f"head-of-{stem}.safetensors is a distilled flow head for " in str(error) and said in str(error)
 
 
 def test_a_size_between_tokens_is_rounded_and_the_log_says_so(host):
