@@ -1,4 +1,4 @@
-"""Draw the pictures that come with the pack for training a LoRA: examples/crescent and examples/outlines.
+"""Draw the pictures that come with the pack for training a LoRA: pictures/crescent and pictures/outlines.
 
     python3 scripts/lora_pictures.py
 
@@ -26,4 +26,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "examples")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "pictures")

@@ -34,7 +34,7 @@ from .vae import VGTVAE
 
 TRAINED = {"everything": tuple(PARTS)} | {part: (part,) for part in PARTS}
 """What the node lets choose from: what the adapters are put on."""
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "pictures"
 PREVIEWS = 10
 """Pictures that a run shows of what it has learnt, at most; fewer where they would take long."""
 SHARE = 0.05

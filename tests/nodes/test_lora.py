@@ -124,7 +124,7 @@ def test_cli_and_node_give_the_same_tensors(host, tmp_path):
     config = {
         "model": str(ROOT / "models" / TINY),
         "keep": SETTINGS["keep"].splitlines(),
-        "data": {"kind": "folder", "path": str(ROOT / "examples" / "crescent"), "size": 112},
+        "data": {"kind": "folder", "path": str(ROOT / "pictures" / "crescent"), "size": 112},
         "lora": {"rank": 4, "alpha": 4.0},
         "training": {
             "steps": 4, "batch_size": 2, "learning_rate": 0.002, "warmup": 4, "weight_decay": 0.0, "seed": 7,
