@@ -15,6 +15,7 @@ import torch
 from ..networks.transformers_language import (
     TransformersLanguageConfig,
     TransformersLanguageModel,
+    language_state,
     measure_language,
 )
 from ..networks.transformers_library import LibraryError, brief, check_source, class_and_config, library, parts_of
@@ -78,8 +79,7 @@ class Transformers(Family):
         prepare(vision)
         sizes = replace(measure_language(language, source), turn=turn)
         tower = measure_vision(vision, source, sizes.width, mean, std)
-        states = vision_state(vision), {f"model.{name}": tensor for name, tensor in language.state_dict().items()}
-        return BaseParts(tower, sizes, *states, pad)
+        return BaseParts(tower, sizes, vision_state(vision), language_state(language), pad)
 
 
 def _with_layers(config: dict, layers: int | None) -> dict:

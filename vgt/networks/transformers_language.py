@@ -32,12 +32,9 @@ class TransformersLanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.model = build_parts(config.source, dtype)[1]
+        self.embed_tokens = take_embedding(self.model)
         if torch.device(device or "cpu").type != "meta":
-            materialise(self.model, device or "cpu")
-
-    @property
-    def embed_tokens(self) -> nn.Module:
-        return self.model.get_input_embeddings()
+            materialise(self, device or "cpu")
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The library turns positions into rotations itself: int64 [rows, n] → twice int64 [rows, 1, n, 1]."""
@@ -60,6 +57,21 @@ class TransformersLanguageModel(nn.Module):
         hidden = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device)
         hidden = hidden.masked_fill_(~mask, torch.finfo(embeds.dtype).min).expand(rows, -1, -1, -1)
         return ask(self.model, embeds, rotary[0][:, 0, :, 0], hidden, cache, slot)
+
+
+def take_embedding(model: nn.Module) -> nn.Module:
+    """Take the embedding out of a language model of the library, which is given embeddings and not ids."""
+    embedding = model.get_input_embeddings()
+    name = next(name for name, part in model.named_children() if part is embedding)
+    setattr(model, name, None)
+    return embedding
+
+
+def language_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a language model by the names that TransformersLanguageModel has for them; its embedding goes."""
+    state = {f"embed_tokens.{name}": tensor for name, tensor in take_embedding(model).state_dict().items()}
+    state |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
 
 
 def ask(model: nn.Module, embeds: Tensor, positions: Tensor, hidden: Tensor, cache: KVCache | None, slot) -> Tensor:
