@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+import workflow_api
 import workflows
 from host import Host, HostError
-from workflows import ALL, DOWNLOADS, PICTURES, same
+from workflows import ALL, DOWNLOADS, PICTURES, SQUARE, same
 
+BYPASSED = 4
 TITLE = 30  # height of a node's title bar, which lies above its pos
 
 
@@ -115,6 +117,33 @@ def test_inpaint_keeps_the_lower_half_and_outpaint_the_old_picture(ready):
         changed = (before != after).any(1, keepdim=True)
         assert not changed[kept].any()
         assert changed.sum() == changed.numel() - changed[kept].numel()
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("VGT-3-inpaint", [SQUARE] * 2), ("VGT-5-variations", [SQUARE] * 6)])
+def test_the_branch_for_a_picture_of_ones_own_is_ready(ready, name, sizes):
+    """Bypassed as it ships; switched on, the picture from outside is brought to the model's size."""
+    workflow = workflows.read(name)
+    (group,) = (group for group in workflow["groups"] if "Your own picture" in group["title"])
+    x, y, width, height = group["bounding"]
+    own = [node for node in workflow["nodes"] if inside((*node["pos"],) * 2, (x, y, x + width, y + height))]
+    assert {node["type"] for node in own} >= {"LoadImage", "VGTEncode", "VGTARSampler", "SaveImage"}
+    assert {node["mode"] for node in own} == {BYPASSED}
+    for node in own:
+        node["mode"] = 0
+    graph = workflow_api.to_api(workflow, ready.object_info())
+    pictures = workflows.pictures(ready, ready.run(graph))
+    assert [picture.size for picture in pictures] == sizes
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_everything_is_on_the_first_screen(name):
+    """At 1600x900, right of the side bar and below the tabs."""
+    workflow = workflows.read(name)
+    scale, (left, top) = workflow["extra"]["ds"]["scale"], workflow["extra"]["ds"]["offset"]
+    for node in workflow["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        assert (x + left) * scale >= 64 and (x + width + left) * scale <= 1600, node["type"]
+        assert (y - TITLE + top) * scale >= 80 and (y + height + top) * scale <= 900, node["type"]
 
 
 def test_latent_tools_saves_both_latents(ready):
