@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--count", type=int, default=300, help="prompts; the categories in turn")
     scenes.add_argument("--split", choices=("test", "train"), default="test", help="test: held-out combinations")
     scenes.add_argument("--pictures", type=Path, default=None, help="a folder for the pictures")
+    scenes.add_argument("--drawings", type=Path, default=None, help="as many prompts of this folder of drawings, too")
     _add_result(scenes)
     scenes.set_defaults(score=_scenes)
 
@@ -164,12 +165,20 @@ def _finish(options, result: dict) -> None:
 
 
 def _scenes(options) -> None:
+    from ..scenes.drawings import Drawings
+    from . import drawn_scenes
     from .scenes import score, table
 
     model = _load(options)
     settings = _settings(options, model)
-    result = score(model, options.count, settings, split=options.split, folder=options.pictures, batch=options.batch)
+    how = {"split": options.split, "folder": options.pictures, "batch": options.batch}
+    folder = options.drawings and Drawings(options.drawings)  # before anything is drawn
+    result = score(model, options.count, settings, **how)
     print(table(result))
+    if folder is not None:
+        how["folder"] = options.pictures and options.pictures / "drawings"
+        result["drawings"] = drawn_scenes.score(model, folder, options.count, settings, **how)
+        print("\n" + table(result["drawings"]))
     _finish(options, result)
 
 

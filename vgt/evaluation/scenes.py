@@ -52,7 +52,7 @@ def score(
     asked = prompts(count, split)
     pictures = []
     with tqdm(total=count, unit="picture") as bar:
-        for number, pixels in _drawn(model, asked, settings, batch):
+        for number, pixels in drawn(model, asked, settings, batch):
             request, caption = asked[number]
             wrong = mistake(request, detect(pixels))
             pictures.append({"prompt": caption, "category": request.category, "wrong": wrong})
@@ -86,7 +86,8 @@ def table(result: dict) -> str:
     return "\n".join(rows)
 
 
-def _drawn(model, asked, settings, batch) -> Iterator:
+def drawn(model, asked: list[tuple[Request, str]], settings: SamplingSettings, batch: int) -> Iterator:
+    """Draw what `prompts` lists, in order: (number, pixels [3, H, W] in [0, 1])."""
     for numbers in batches(range(len(asked)), batch):
         pixels = draw(model, [asked[number][1] for number in numbers], numbers, settings)
         yield from zip(numbers, pixels)
