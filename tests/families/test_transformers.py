@@ -16,6 +16,7 @@ from miniatures import autoencoder, generator, losses
 from vgt.config import FlowHeadConfig, GeneratorConfig
 from vgt.files.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from vgt.networks.language_model import KVCache
+from vgt.networks.transformers_language import TransformersLanguageModel
 from vgt.training import autoencoder_command, generator_command
 from vgt.training.base_model import load_base
 from vgt.training.build import new_generator
@@ -189,13 +190,30 @@ def test_the_first_layers_can_be_kept(tmp_path):
     assert json.loads(found.language.source)["text_config"]["num_hidden_layers"] == 1
 
 
+@torch.no_grad()
+def test_a_hosts_linear_layers_take_the_librarys_place(tmp_path):
+    class Host:
+        class Linear(torch.nn.Linear):
+            pass
+
+    vlms.save_base("llava_onevision", tmp_path / "base")
+    found = load_base(tmp_path / "base")
+    models = [TransformersLanguageModel(found.language, operations=one) for one in (torch.nn, Host)]
+    for model in models:
+        model.load_state_dict(found.language_state)
+    linear = [type(layer) for layer in models[1].modules() if isinstance(layer, torch.nn.Linear)]
+    assert len(linear) == 2 * 7 and set(linear) == {Host.Linear}
+    embeds, positions = torch.randn(1, 5, 32), torch.arange(5)[None]
+    first, second = (model(embeds, model.rotary(positions, torch.float32), None) for model in models)
+    assert torch.equal(first, second)
+
+
 def test_bfloat16_leaves_the_librarys_tables_in_float32(tmp_path):
     vlms.save_base("llava_onevision", tmp_path / "base")
     found = load_base(tmp_path / "base")
     model = found.vision.build(32, device="meta", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    language = type(new_generator(GeneratorConfig(found.language, FlowHeadConfig(16, 1), 4), "transformers", 0, 14)
-                    .language_model)(found.language, device="meta", dtype=torch.bfloat16)  # fmt: skip
+    language = TransformersLanguageModel(found.language, device="meta", dtype=torch.bfloat16)
     tables = [buffer for name, buffer in language.named_buffers() if "inv_freq" in name]
     assert tables and all(buffer.dtype == torch.float32 and not buffer.is_meta for buffer in tables)
 

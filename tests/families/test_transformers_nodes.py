@@ -47,7 +47,6 @@ def test_images_are_encoded_to_the_towers_grid(host, model, tmp_path, encoder):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8_e4m3fn"])
 def test_other_dtypes_draw_too(host, model, dtype):
-    """In fp8 only VGT's own layers are: the library's stay in bf16."""
     name, python = model
     side = python.config.token_pixels
     graph = draw(name, width=2 * side, height=2 * side)

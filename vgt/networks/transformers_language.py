@@ -28,10 +28,12 @@ class TransformersLanguageModel(nn.Module):
     """A language model of the library without its output head, called like `LanguageModel`."""
 
     def __init__(self, config: TransformersLanguageConfig, *, operations=nn, device=None, dtype=None):
-        """operations has no say here: the layers are the library's. Raises LibraryError."""
+        """operations: has a say in the linear layers alone. Raises LibraryError."""
         super().__init__()
         self.config = config
         self.model = build_parts(config.source, dtype)[1]
+        if operations is not nn:
+            use_linear(self.model, operations.Linear)
         self.embed_tokens = take_embedding(self.model)
         if torch.device(device or "cpu").type != "meta":
             materialise(self, device or "cpu")
@@ -57,6 +59,15 @@ class TransformersLanguageModel(nn.Module):
         hidden = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device)
         hidden = hidden.masked_fill_(~mask, torch.finfo(embeds.dtype).min).expand(rows, -1, -1, -1)
         return ask(self.model, embeds, rotary[0][:, 0, :, 0], hidden, cache, slot)
+
+
+def use_linear(model: nn.Module, linear: type[nn.Module]) -> None:
+    """Put layers of a host's class, which keeps weights in other places and dtypes, where the library has nn.Linear."""
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if type(layer) is nn.Linear:
+                factory = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+                setattr(module, name, linear(layer.in_features, layer.out_features, layer.bias is not None, **factory))
 
 
 def take_embedding(model: nn.Module) -> nn.Module:
