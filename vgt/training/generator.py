@@ -78,6 +78,7 @@ class GeneratorStage(Stage):
         self.captioner = captioner
         self.objective = objective
         self.dataset, self.settings, self.review_with = dataset, settings, review_with
+        self.checkpointing = settings.checkpointing
         self.drawn: int | None = None
         self.auxiliary: nn.Module | None = None
         if objective.repa:
@@ -96,6 +97,9 @@ class GeneratorStage(Stage):
         known = {id(parameter) for parameter in language}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
         return [{"params": rest, "scale": 1.0}, {"params": language, "scale": self.objective.language_rate}]
+
+    def shards(self):
+        return list(self.generator.language_model.layers)
 
     def worth_compiling(self):
         if self.objective.repa:  # which listens inside the flow head
@@ -137,6 +141,7 @@ class GeneratorStage(Stage):
         of the n tokens that were asked for, int64 [B, n]; and the order in which the rows were taken.
         """
         objective, generator = self.objective, self.generator
+        generator.language_model.checkpointing = self.checkpointing
         device = next(generator.parameters()).device
         grid = tuple(latents.shape[2:])
         latents = latents.to(device).flatten(2).transpose(1, 2)

@@ -126,6 +126,7 @@ class LoraStage(GeneratorStage):
         super().__init__(adapters, tokenizer, objective, dataset, settings, review_with)
         self._base = (generator,)  # a module in a tuple is no submodule
         self.lora, self.kept = lora, kept
+        self.checkpointing = lora.checkpointing
 
     @property
     def generator(self) -> Generator:
@@ -133,6 +134,9 @@ class LoraStage(GeneratorStage):
 
     def groups(self):
         return [{"params": list(self.trained.parameters()), "scale": 1.0}]
+
+    def shards(self):
+        raise TrainingError("training.shard is for the whole generator; adapters are small, leave it out for a LoRA.")
 
     def worth_compiling(self):
         return []  # hooks come and go
@@ -152,15 +156,14 @@ class LoraStage(GeneratorStage):
 
     def forward(self, batch, rng):
         """batch: (latent, caption) of pictures to learn, then of pictures to keep."""
-        language, losses = self.generator.language_model, {}
-        language.checkpointing = self.lora.checkpointing
+        losses: dict[str, Tensor] = {}
         try:
             for name, pictures in zip(("flow", "kept"), batch):
                 for latents, captions in _by_size(pictures):
                     share = len(captions) / len(pictures)
                     losses[name] = losses.get(name, 0.0) + share * self._loss(latents, captions, rng, name == "kept")
         finally:
-            language.checkpointing = False
+            self.generator.language_model.checkpointing = False
         loss = losses["flow"] + self.lora.keep * losses["kept"] if "kept" in losses else losses["flow"]
         return loss, losses
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .settings import Settings
+from .settings import Settings, TrainingError
 
 _HIDDEN = 128
 """A matrix with fewer rows or columns leads in or out: it is no map between hidden states."""
@@ -23,11 +23,24 @@ def make_optimisers(groups: list[dict], settings: Settings, embeddings: set[nn.P
     if settings.muon:
         adamw = [_part(group, embeddings, hidden=False) for group in groups]
         muon = [_part(group, embeddings, hidden=True) for group in groups]
-    made: list[Optimizer] = [torch.optim.AdamW(adamw, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)]
+    if settings.eight_bit:
+        made: list[Optimizer] = [_eight_bit()(adamw, lr=rate, betas=settings.betas, weight_decay=decay)]
+    else:
+        made = [torch.optim.AdamW(adamw, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)]
     if muon:
         # Updates of AdamW's size, so that one learning rate serves both.
         made.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return made
+
+
+def _eight_bit() -> type[Optimizer]:
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise TrainingError(
+            "training.eight_bit needs the torchao library; install it (pip install torchao)."
+        ) from error
+    return AdamW8bit
 
 
 def _part(group: dict, embeddings: set[nn.Parameter], hidden: bool) -> dict:

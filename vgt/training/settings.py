@@ -33,6 +33,14 @@ class Settings:
     dtype: str = "float32"
     """What matrix products compute in; weights are float32."""
     device: str = "cpu"
+    checkpointing: bool = False
+    """Of the language model's layers keep only what goes in, and compute them again for the gradients: the whole
+    generator's stage."""
+    eight_bit: bool = False
+    """Keep AdamW's moments in 8 bits (torchao): a quarter of their memory."""
+    shard: bool = False
+    """Under torchrun: share weights, gradients and moments out over the processes (PyTorch's fully_shard), for models
+    of which each could not hold all. Not together with muon or ema."""
     compile: bool = False
     """Let torch.compile make the kernels, which takes minutes at the start; README.md says what it gave."""
     threads: int | None = None

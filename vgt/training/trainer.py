@@ -29,6 +29,7 @@ from tqdm import tqdm
 from .data import batches
 from .optimiser import make_optimisers
 from .settings import Settings, TrainingError
+from .sharding import gathered, load_shared, shard, unshard, whole
 
 CHECKPOINT = "last.pt"
 METRICS = "metrics.jsonl"
@@ -49,6 +50,10 @@ class Stage(nn.Module):
     def groups(self) -> list[dict]:
         """Parameter groups; `scale` multiplies the learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
+
+    def shards(self) -> list[nn.Module]:
+        """The modules whose weights are put together one after the other when all are shared out (Settings.shard)."""
+        raise TrainingError("training.shard is for the generator's stage; leave it out for this one.")
 
     def worth_compiling(self) -> list[nn.Module]:
         """Name what is worth compiling: the modules that take the time, and are called with few different shapes."""
@@ -131,6 +136,9 @@ def train(
     # Gradients that underflow would make a processor many times slower.
     torch.set_flush_denormal(True)
     stage.to(device)
+    sharded = settings.shard and world > 1
+    if sharded:
+        shard(stage, settings)
     folder.mkdir(parents=True, exist_ok=True)
     embeddings = {part.weight for part in stage.modules() if isinstance(part, nn.Embedding)}
     optimisers = make_optimisers(stage.groups(), settings, embeddings)
@@ -148,7 +156,9 @@ def train(
         for module in stage.worth_compiling():
             module.compile()
     last = min(until or settings.steps, settings.steps)
-    wrapped = DistributedDataParallel(stage, find_unused_parameters=True) if world > 1 else stage
+    wrapped = stage
+    if world > 1 and not sharded:
+        wrapped = DistributedDataParallel(stage, find_unused_parameters=True)
     log = _Log(folder, first, settings, rank)
     # A processor's fused attention is slow to differentiate where sequences are short.
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
@@ -156,7 +166,8 @@ def train(
         # Here, so that Ctrl-C does not end the processes that read the data before the checkpoint is written.
         feed = iter(stage.batches(first * settings.accumulation, rank, world)) if first < last else iter(())
         if first and rank == 0 and log.lacks_review(first):
-            log.review(first, _reviewed(stage, average, folder, first))
+            if not sharded:  # one process cannot do it by itself
+                log.review(first, _reviewed(stage, average, folder, first))
         for step in range(first, last):
             rate = _rate(settings, step)
             for group in groups:
@@ -175,7 +186,7 @@ def train(
             if not math.isfinite(figures["loss"]):
                 log.close()
                 raise TrainingError(_not_finite("loss", figures["loss"], step, state.saved))
-            norms = [nn.utils.clip_grad_norm_(group["params"], settings.clip) for group in groups]
+            norms = [whole(nn.utils.clip_grad_norm_(group["params"], settings.clip)) for group in groups]
             if not (norm := float(torch.stack([norm.to(device) for norm in norms]).sum())) < math.inf:
                 log.close()
                 raise TrainingError(_not_finite("gradient", norm, step, state.saved))
@@ -194,14 +205,17 @@ def train(
                 if world > 1:  # torchrun kills the others when one ends
                     dist.barrier()
             if log.is_due(done) and not stop:
-                if rank == 0:
-                    log.review(done, _reviewed(stage, average, folder, done))
-                if world > 1:
-                    dist.barrier()
+                with gathered(stage) if sharded else nullcontext():
+                    if rank == 0:
+                        log.review(done, _reviewed(stage, average, folder, done))
+                    if world > 1:
+                        dist.barrier()
             if stop:
                 log.close()
                 raise KeyboardInterrupt(f"stopped after step {done}; {folder / CHECKPOINT} goes on from there")
     log.close()
+    if sharded:
+        return unshard(stage)
     return average.module if average is not None else stage.trained
 
 
@@ -229,9 +243,9 @@ class _State:
 
     def save(self, step: int, rank: int) -> None:
         self.saved = step
+        content = {name: whole(part.state_dict()) for name, part in self.parts.items() if part is not None}
         if rank:
             return
-        content = {name: part.state_dict() for name, part in self.parts.items() if part is not None}
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         try:
             torch.save({**content, "step": step, "about": self.about}, partial)
@@ -251,7 +265,7 @@ class _State:
             )
         for name, part in self.parts.items():
             if part is not None:
-                part.load_state_dict(content[name])
+                load_shared(part, content[name])
         self.saved = content["step"]
         return self.saved
 
