@@ -2,12 +2,14 @@
 
 import json
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import drawn
+from vgt.__main__ import main
 from vgt.evaluation import drawn_scenes, scenes
 from vgt.sampling import SamplingSettings
 from vgt.scenes.drawings import CATEGORIES, Drawings, render, sample
@@ -60,3 +62,19 @@ def test_what_a_tokenizer_gives_back_is_judged(drawings):
     assert drawn_scenes.reconstructed(keeps, drawings, 20, SIZE)["score"] == 1
     loses = SimpleNamespace(encode=lambda pixels: pixels, decode=lambda latent: torch.full_like(latent, 0.98))
     assert drawn_scenes.reconstructed(loses, drawings, 10, SIZE)["score"] == 0
+
+
+def test_the_command_line_knows_both_worlds(tmp_path, capsys):
+    """On a model that draws noise, and a few prompts only."""
+    folder, checkpoint = drawn.folder(tmp_path / "drawings"), Path(__file__).parents[1] / "fixtures/qwen2_5_vl"
+    out = tmp_path / "result.json"
+    for words in (
+        ["scenes", checkpoint, "--count", 6, "--size", 56, "--steps", 2, "--drawings", folder, "--json", out],
+        ["reconstruction", checkpoint, "--scenes", 5, "--size", 56, "--drawings", folder],
+    ):
+        assert main(["evaluate", *map(str, words)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["drawings"]["kind"] == "drawings"
+    told = capsys.readouterr().out
+    assert "| counting | " in told and "Told for what they are" in told
+    assert main(["evaluate", "reconstruction", str(checkpoint), str(tmp_path), "--drawings", str(folder)]) == 1
+    assert "--drawings needs --scenes" in capsys.readouterr().err

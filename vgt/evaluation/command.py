@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = reconstruction.add_mutually_exclusive_group(required=True)
     source.add_argument("folder", nargs="?", type=Path, help="a folder of images")
     source.add_argument("--scenes", type=int, metavar="N", help="N held-out scenes instead")
+    reconstruction.add_argument("--drawings", type=Path, default=None, help="scenes of this folder of drawings, at 224")
     reconstruction.add_argument("--size", type=int, default=None, help="resize to this; 112 for scenes")
     reconstruction.add_argument("--score-size", type=int, default=None, help="compare at this size (published: 256)")
     reconstruction.add_argument("--batch", type=int, default=16)
@@ -193,10 +194,17 @@ def _lesson(options) -> None:
 
 
 def _reconstruction(options) -> None:
+    from ..scenes.drawings import Drawings
+    from .drawn_scenes import drawing_images, reconstructed
     from .reconstruction import folder_images, scene_images, score
 
     model = _load(options)
-    if options.scenes is not None:
+    drawings = options.drawings and Drawings(options.drawings)
+    if drawings is not None and options.scenes is None:
+        raise ValueError("--drawings needs --scenes N, how many of them.")
+    if drawings is not None:
+        images = drawing_images(drawings, options.scenes, options.size or 224)
+    elif options.scenes is not None:
         images = scene_images(options.scenes, options.size or 112)
     else:
         images = folder_images(options.folder, model.config.token_pixels, options.size)
@@ -209,6 +217,10 @@ def _reconstruction(options) -> None:
     )
     rfid = "not measured (no --inception-weights)" if result["rfid"] is None else f"{result['rfid']:.3f}"
     print(f"{result['count']} images: PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}, rFID {rfid}")
+    if drawings is not None:
+        told = reconstructed(model, drawings, options.scenes, options.size or 224, options.batch)
+        result["recognised"] = told
+        print(f"Told for what they are: {told['score']:.3f}")
     _finish(options, result)
 
 

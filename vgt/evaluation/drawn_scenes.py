@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..sampling import SamplingSettings
@@ -57,6 +59,11 @@ def score(
         **_summary(pictures),
         "pictures": pictures,
     }
+
+
+def drawing_images(drawings: Drawings, count: int, size: int) -> Iterator[Tensor]:
+    """Render the scenes that `reconstructed` judges: [3, size, size] in [0, 1]."""
+    return (to_pixels(render(drawings, scene, size)) for scene, _ in _scenes(drawings, count, "test"))
 
 
 def reconstructed(model, drawings: Drawings, count: int, size: int, batch: int = BATCH) -> dict:

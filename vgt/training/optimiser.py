@@ -28,8 +28,11 @@ def make_optimisers(groups: list[dict], settings: Settings, embeddings: set[nn.P
     else:
         made = [torch.optim.AdamW(adamw, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)]
     if muon:
+        from .muon import Float32Muon, bfloat16_is_slow
+
+        kind = Float32Muon if bfloat16_is_slow(torch.device(settings.device).type) else torch.optim.Muon
         # Updates of AdamW's size, so that one learning rate serves both.
-        made.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        made.append(kind(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return made
 
 
@@ -41,6 +44,16 @@ def _eight_bit() -> type[Optimizer]:
             "training.eight_bit needs the torchao library; install it (pip install torchao)."
         ) from error
     return AdamW8bit
+
+
+def told(optimisers: list[Optimizer]) -> str:
+    """Say in a line which optimisers were chosen."""
+    adamw = type(optimisers[0]).__name__
+    if len(optimisers) == 1:
+        return f"optimiser: {adamw}"
+    dtype = "bfloat16" if type(optimisers[1]) is torch.optim.Muon else "float32 (bfloat16 is slow here)"
+    matrices = sum(len(group["params"]) for group in optimisers[1].param_groups)
+    return f"optimisers: Muon for {matrices} matrices, orthogonalised in {dtype}; {adamw} for the rest"
 
 
 def _part(group: dict, embeddings: set[nn.Parameter], hidden: bool) -> dict:

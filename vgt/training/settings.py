@@ -22,7 +22,8 @@ class Settings:
     """Steps of linear rise to the learning rate; a cosine falls from there to `final_rate` times it."""
     final_rate: float = 0.0
     muon: bool = False
-    """Matrices between hidden states are trained by Muon, the rest by AdamW as published: fewer steps, each dearer."""
+    """Matrices between hidden states are trained by Muon, the rest by AdamW as published: fewer steps, each dearer.
+    It orthogonalises in bfloat16, in float32 where that is faster; the first line of a run says which."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     clip: float = 1.0

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
 from .data import batches
-from .optimiser import make_optimisers
+from .optimiser import make_optimisers, told
 from .settings import Settings, TrainingError
 from .sharding import gathered, load_shared, shard, unshard, whole
 
@@ -142,6 +142,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     embeddings = {part.weight for part in stage.modules() if isinstance(part, nn.Embedding)}
     optimisers = make_optimisers(stage.groups(), settings, embeddings)
+    if rank == 0:
+        print(told(optimisers), flush=True)
     average = None
     if settings.ema is not None:
         average = AveragedModel(stage.trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
