@@ -43,10 +43,12 @@ PLACES = {
     "VGTFlowHeadSettings": [0, 550],
     "VGTRegion": [900, 0],
     "VGTPromptSchedule": [900, 400],
+    "VGTLoadLoRA": [900, 800],
+    "VGTTrainLoRA": [1300, 0],
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", [name for name in PICTURES if name not in workflows.TRAINS])
 def test_template_opens_runs_and_ends_in_its_pictures(interface, name):
     expected = workflows.pictures(interface.host, interface.host.run(workflows.to_api(interface.host, name)))
     interface.host.free()  # or the host would show these again
@@ -61,6 +63,26 @@ def test_template_opens_runs_and_ends_in_its_pictures(interface, name):
     watch_a_long_run(interface)
     interface.screenshot(f"preview_{name}")
     cancel(interface)
+    assert interface.complaints == []
+
+
+@pytest.mark.parametrize("name", workflows.TRAINS)
+def test_template_that_trains_runs(interface, name):
+    """From the folder over training, saving and loading to the picture, in one run; in few steps."""
+    interface.open_template(name)
+    assert interface.missing() == []
+    interface.screenshot(f"opened_{name}")
+    interface.page.evaluate(
+        """() => {
+            const node = window.app.graph.nodes.find((node) => node.type === "VGTTrainLoRA");
+            for (const [name, value] of [["steps", 3], ["keep", "a red circle"]])
+                node.widgets.find((widget) => widget.name === name).value = value;
+        }"""
+    )
+    interface.run()
+    assert [picture.size for picture in interface.pictures()] == PICTURES[name]
+    interface.screenshot(f"ran_{name}")
+    assert list((interface.host.base / "output" / "loras").glob("vgt_crescent_3_steps_*.safetensors"))
     assert interface.complaints == []
 
 
