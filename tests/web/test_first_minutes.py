@@ -68,16 +68,14 @@ def test_four_nodes_by_hand_with_all_defaults_draw(interface, renderer):
         interface.screenshot(f"first_four_nodes_{renderer}")
 
 
-@pytest.mark.parametrize("renderer", ["classic", "nodes_2"])
-def test_words_never_seen_stand_under_the_sampler(interface, renderer):
-    with interface.renderer(renderer):
-        place_four_nodes(interface)
-        interface.set("VGTLoader", model="words.safetensors")
-        interface.set("VGTARSampler", prompt="A Cat on top of a BLUE square")
-        interface.run()
-        outputs(interface)
-        interface.page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: cat')")
-        interface.screenshot(f"first_never_seen_{renderer}")
+def test_words_never_seen_stand_under_the_sampler(interface):
+    place_four_nodes(interface)
+    interface.set("VGTLoader", model="words.safetensors")
+    interface.set("VGTARSampler", prompt="A Cat on top of a BLUE square")
+    interface.run()
+    outputs(interface)
+    interface.page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: cat')")
+    interface.screenshot("first_never_seen")
 
 
 def test_the_prompt_keeps_its_height_beside_a_preview(interface):
