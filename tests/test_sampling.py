@@ -1,9 +1,12 @@
 """Sampling settings: what is open, what fills it, and their plain form."""
 
+import argparse
+
 import pytest
 
 from vgt import FlowSettings, SamplingSettings
-from vgt.sampling import PUBLISHED, default_side
+from vgt.arguments import add_settings, read_settings
+from vgt.sampling import PRESETS, PUBLISHED, default_side
 
 OWN = SamplingSettings(112, 112, cfg=3.0, flow=FlowSettings(steps=6))
 
@@ -34,3 +37,27 @@ def test_a_value_that_cannot_be_is_named(wrong):
 
 def test_a_picture_without_a_size_is_the_published_one_or_the_most_the_model_draws():
     assert [default_side(28, 64), default_side(28, 4), default_side(32, 64)] == [448, 112, 448]
+
+
+def parsed(*words, own=None):
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    return read_settings(parser.parse_args(words), own or SamplingSettings())
+
+
+def test_options_win_over_the_preset_and_the_preset_over_the_model():
+    own = SamplingSettings(112, 112, cfg=3.0, cfg_end=0.7, flow=FlowSettings(2, solver="distilled"))
+    assert parsed(own=own).flow == own.flow
+    fast = parsed("--preset", "fast", own=own)
+    assert (fast.flow, fast.cfg_end, fast.cfg, fast.height) == (PRESETS["fast"].flow, 0.5, 3.0, 112)
+    assert parsed("--preset", "fast", "--cfg-end", "1", "--temperature", "0.5").flow.temperature == 0.5
+    assert parsed("--preset", "published", own=own).flow == FlowSettings()
+
+
+def test_other_steps_or_another_solver_do_not_fall_to_what_was_meant_for_the_models():
+    own = SamplingSettings(flow=FlowSettings(6, solver="euler", final_steps=2))
+    assert parsed("--steps", "1", own=own).flow == FlowSettings(1, solver="euler")
+    assert parsed("--steps", "9", "--final-steps", "3", own=own).flow == FlowSettings(9, solver="euler", final_steps=3)
+    assert parsed("--solver", "euler_maruyama", own=own).flow == FlowSettings()
+    with pytest.raises(ValueError, match="final_steps is 2"):
+        parsed("--steps", "1", "--final-steps", "2", own=own)
