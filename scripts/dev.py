@@ -1,4 +1,4 @@
-"""Set up and run everything a developer needs: `python3 scripts/dev.py demo | test | serve`.
+"""Set up and run everything a developer needs: `python3 scripts/dev.py demo | test | serve | gpu`.
 
 Standard library only until .venv is there. The first run makes .venv, installs PyTorch, ComfyUI's requirements and
 requirements-dev.txt into it, and gets ComfyUI into .cache/ComfyUI (or uses the one that the environment variable
@@ -128,7 +128,7 @@ def test(comfyui, soak, browser, newer, arguments):
 
 def main():
     parser = argparse.ArgumentParser(description="Set up and run ComfyUI-VGT for development.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | serve")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | serve | gpu")
     parts = commands.add_parser("demo", help="make a picture with workflows/VGT-1-text-to-image.json in a real ComfyUI")
     parts.add_argument("--prompt", metavar="TEXT", help="what to draw (default: the workflow's own prompt)")
     parts.add_argument(
@@ -139,6 +139,7 @@ def main():
     parts.add_argument("--browser", action="store_true", help="run the tests in a real browser too")
     parts = commands.add_parser("serve", help="run ComfyUI with this pack; further arguments go to ComfyUI")
     parts.add_argument("--port", type=int, metavar="N", default=8188, help="where it answers (default: 8188)")
+    commands.add_parser("gpu", help="all that waits for a GPU, in parts; without one, a small form of it")
     options, rest = parser.parse_known_args()
     if rest and options.command == "demo":
         parser.error(f"demo takes no {' '.join(rest)}")
@@ -162,6 +163,9 @@ def main():
             if not in_venv():  # listening to ComfyUI needs aiohttp
                 return again_in_venv()
             return demo(comfyui, options.prompt, options.output.resolve())
+        if options.command == "gpu":
+            environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
+            return subprocess.run([PYTHON, "-m", "benchmarks.gpu", *rest], cwd=ROOT, env=environment).returncode
         if options.command == "serve":
             return serve(comfyui, options.port, rest)
         # Whoever names files or a ComfyUI of their own wants those alone.

@@ -122,6 +122,7 @@ def _sampling_memory(
     together = settings.tokens_per_step
     group = max(group_sizes(drawn, together, settings.grouping))
     slots = text + 2 * given + (3 if together > 1 else 2) * drawn
+    rotary = 2 * rows * slots * language.head_width * size
     cache = 2 * language.depth * rows * language.kv_heads * slots * language.head_width * size
     inputs = max(text + 2 * given + group, 3 * group)
     activations = inputs * (4 * language.mlp_width + 6 * language.width) + language.heads * inputs**2
@@ -131,4 +132,4 @@ def _sampling_memory(
     modulated = rows * group * min(steps, 2 * max(1, MODULATION_ROWS // (rows * group)))
     modulations = modulated * (3 * head.depth + 2) * head.width * size * 9 // 8
     noise = len(prompts) * tokens * steps * LATENT_CHANNELS * 4
-    return cache + max(activations, modulations) + noise
+    return cache + rotary + max(activations, modulations) + noise

@@ -21,7 +21,7 @@ from ...vgt.prompt import PromptTokenizer
 from ...vgt.sampling import SamplingSettings
 from .operations import Float8Operations, Operations
 from .patcher import generator_patcher, is_paged
-from .vae import VGTVAE
+from .vae import VGTVAE, vae_dtype
 
 FOLDER = "vgt"
 """Name of the models folder, also in extra_model_paths.yaml."""
@@ -103,6 +103,7 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    name = name.replace("\\", "/")  # as Windows writes it into a workflow
     path = _download(name) if name in hub.PUBLISHED else folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
@@ -116,8 +117,11 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
         _check_float8(device)
         compute = torch.bfloat16
         operations = Float8Operations
-    autoencoder = build_autoencoder(checkpoint, dtype=compute, operations=Operations)
-    vae = VGTVAE(autoencoder, checkpoint.config.autoencoder, compute)
+    pixels = vae_dtype(DTYPES[dtype], compute)
+    vae = VGTVAE(
+        build_autoencoder(checkpoint, dtype=pixels, operations=Operations), checkpoint.config.autoencoder, pixels
+    )
+    vae.patcher.cached_patcher_init = (_vae_patcher, (name, dtype))  # newer hosts move a VAE to another GPU with it
     patcher = tokenizer = None
     if checkpoint.config.generator:
         vae.model_side = max(checkpoint.recommended.width, checkpoint.recommended.height)
@@ -126,6 +130,14 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
         generator = build_generator(checkpoint, dtype=compute, operations=operations, head_operations=Operations)
         patcher = generator_patcher(generator)
     return VGTModel(name, patcher, tokenizer, vae, checkpoint.recommended), vae
+
+
+def _vae_patcher(name: str, dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The patcher of a VAE of its own; disable_dynamic: of a class that pages nothing."""
+    patcher = load_model(name, dtype)[1].patcher
+    if disable_dynamic:
+        return comfy.model_patcher.ModelPatcher(patcher.model, patcher.load_device, patcher.offload_device)
+    return patcher
 
 
 def _check_float8(device: torch.device) -> None:

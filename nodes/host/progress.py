@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
@@ -69,7 +70,11 @@ class ProgressReport:
         self._done = self._before + progress.done
         if self._preview_is_due():
             self._shown = time.monotonic()
-            picture = self._picture(progress)
+            picture = self._picture_or_none(progress)
+            if picture is None:
+                self._previews = self._wanted = False
+                self._bar.update_absolute(self._done)
+                return
             self._bar.update_absolute(self._done, preview=("JPEG", picture, min(args.preview_size, max(picture.size))))
             self._cost = time.monotonic() - self._shown
             self._spent += self._cost
@@ -85,6 +90,15 @@ class ProgressReport:
         now = time.monotonic()
         within = self._spent + 2 * self._cost <= self.SHARE * (now - self._began)  # this one and the last
         return within and now - self._shown >= self.INTERVAL
+
+    def _picture_or_none(self, progress: Progress) -> Image.Image | None:
+        """None where it fails, for want of memory or anything else: a run does not end for a preview."""
+        try:
+            return self._picture(progress)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            logging.warning(f"VGT: going on without previews, as one failed ({reason}).")
+            return None
 
     def _picture(self, progress: Progress) -> Image.Image:
         """The first image of the batch, grey where no token is known yet."""

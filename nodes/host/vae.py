@@ -11,10 +11,11 @@ import comfy.sd
 import comfy.utils
 import torch
 import torch.nn.functional as F
+from comfy.cli_args import args
 from torch import Tensor
 
 from ...vgt.config import LATENT_CHANNELS, AutoencoderConfig
-from ...vgt.networks.autoencoder import Autoencoder
+from ...vgt.networks.autoencoder import Autoencoder, channel_norm
 from ...vgt.sampling import PUBLISHED
 from .patcher import Patcher, free_memory, is_paged, room_for
 
@@ -102,7 +103,9 @@ class VGTVAE(comfy.sd.VAE):
         side = self.token_pixels
         tile_x, tile_y = (max(1, tile // (2 * side)) * 2 * side for tile in (tile_x, tile_y))
         overlap = max(1, overlap // side) * side
-        return super().encode_tiled_(pixel_samples, tile_x, tile_y, min(overlap, min(tile_x, tile_y) // 2 - side))
+        overlap = min(overlap, min(tile_x, tile_y) // 2 - side)
+        latent = super().encode_tiled_(pixel_samples, tile_x, tile_y, overlap)
+        return channel_norm(latent, 1)  # where tiles overlap the host has averaged them
 
     def decode_tiled_(self, samples, tile_x=16, tile_y=16, overlap=4):
         return super().decode_tiled_(samples, tile_x, tile_y, overlap)
@@ -121,6 +124,12 @@ def _quiet(message: str):
         yield
     finally:
         root.removeFilter(other)
+
+
+def vae_dtype(chosen: torch.dtype | None, compute: torch.dtype) -> torch.dtype:
+    """The dtype of the VAE: the host's own rule (--fp32-vae …), unless a dtype was chosen and no flag says another."""
+    forced = args.fp16_vae or args.bf16_vae or args.fp32_vae
+    return compute if chosen and not forced else memory.vae_dtype(memory.vae_device(), [torch.bfloat16])
 
 
 def require_vgt_vae(vae) -> None:

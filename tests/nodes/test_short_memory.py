@@ -5,36 +5,15 @@ A process with the host's modules drives the host's own partial loading; no serv
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from graphs import FIXTURES, INTERN
-from host import ROOT, comfyui_path, is_newer
+from host import is_newer
+from host_process import BEGIN, run
 from vgt.files.checkpoint import convert
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(torch.cuda.is_available(), reason="counts what a CPU would do")]
-
-BEGIN = """
-import sys
-sys.argv = ["main.py", "--cpu"]
-import comfy.options
-comfy.options.enable_args_parsing()
-import json
-import comfy.model_management as memory, comfy.model_patcher, comfy.ops, torch
-from pack import vgt
-from pack.nodes.host import loading, patcher
-from pack.nodes.host.operations import Operations
-from pack.vgt.config import GeneratorConfig, LanguageModelConfig
-from pack.vgt.run.generation import Generator, generate
-from pack.vgt.sampling import SamplingSettings
-FLOW = vgt.FlowSettings(steps=30)
-FIXTURE = ROOT + "/tests/fixtures/internvl3"
-"""
 
 PUBLISHED_SIZE = """
 memory.NUM_STREAMS = 0
@@ -135,21 +114,6 @@ comfy_aimdo.model_vbar.vbars_analyze = lambda *_: 0
 memory.get_torch_device = lambda: torch.device("cpu:0")
 memory.unet_offload_device = lambda: torch.device("cpu")
 """
-
-
-def run(tmp_path, *parts, **names):
-    """What a script prints last, as JSON; names are what it finds beside ROOT."""
-    (tmp_path / "pack").symlink_to(ROOT)
-    given = "".join(f"{name} = {value!r}\n" for name, value in {"ROOT": str(ROOT), **names}.items())
-    done = subprocess.run(
-        [sys.executable, "-c", given + "".join(parts)],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{comfyui_path()}"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_what_crosses_the_bus_a_token(tmp_path):

@@ -121,6 +121,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     try:
         with open(partial, "wb") as file:
             _write_safetensors(file, tensors, _metadata(checkpoint))
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can leave the name with nothing behind it
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,257 @@
+"""Everything that waits for a GPU, part by part: `python3 scripts/dev.py gpu`.
+
+Each part is a process of its own that ends within 8 minutes; what is done already, for this commit and device, is not
+done again. At the end one table. Where there is no CUDA device a small form of the same runs, and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import vgt
+from vgt.config import GeneratorConfig
+from vgt.files.checkpoint import read_checkpoint, save_checkpoint
+from vgt.run.generation import Generator, generate
+from vgt.sampling import PRESETS, SamplingSettings
+
+from .cases import INTERNVL3_1_6B, QWEN2_5_VL_2B, TINY, Row, generation, random_weights
+from .report import HEAD, KEPT, line, load, save, write
+from .timing import copy_bandwidth, finish, in_turn
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 480
+"""Seconds a part may take."""
+SMALL = not torch.cuda.is_available()
+DEVICE = torch.device("cpu" if SMALL else "cuda")
+DTYPE = torch.float32 if SMALL else torch.bfloat16
+PROMPT = "a red circle above a blue square"
+
+
+def note(text: str) -> Row:
+    return Row("", {}, note=text)
+
+
+def tests() -> Iterator[Row]:
+    """Run the tests that only a CUDA device lets through."""
+    command = [sys.executable, "-m", "pytest", "-q", "tests/run/test_graphs.py", "-k", "cuda_device"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    yield note(f"Tests that need CUDA: {done.stdout.strip().splitlines()[-1]}")
+    if done.returncode:
+        raise RuntimeError("a test failed: " + done.stdout.strip().splitlines()[-1])
+
+
+def agreement() -> Iterator[Row]:
+    """Compare graphs, compiled and eager steps, and each with float32."""
+    exact = vgt.load(TINY, DEVICE, torch.float32).generate(PROMPT, seed=1, graphs=False)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = vgt.load(TINY, DEVICE, dtype)
+        eager = model.generate(PROMPT, seed=1, graphs=False)
+        replayed = model.generate(PROMPT, seed=1)
+        model.generator.graphs.clear()
+        head = model.generator.flow_head
+        head.velocity = torch.compile(head.velocity, backend="eager" if SMALL else "inductor", dynamic=False)
+        compiled = model.generate(PROMPT, seed=1, graphs=False)
+        apart = [f"{(one - eager).abs().max().item():.1e}" for one in (replayed, compiled)]
+        name, far = str(dtype)[6:], (eager - exact).abs().mean().item()
+        yield note(f"{name}: graphs against eager {apart[0]}, compiled {apart[1]}; from float32 {far:.1e} on average.")
+
+
+def allocator() -> Iterator[Row]:
+    """Do the same with cudaMallocAsync, which PyTorch reads from the environment when it starts."""
+    environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "" if SMALL else "backend:cudaMallocAsync"}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part", "agreement", "--to", "-"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    for row in json.loads(done.stdout.splitlines()[-1]):
+        yield note(f"cudaMallocAsync, {row['note']}")
+
+
+def speed(family: str, batch: int) -> Iterator[Row]:
+    """Time random weights of the real size beside the baseline: published, then fast settings."""
+    tiny = vgt.load(TINY)
+    if SMALL:
+        model = vgt.load(TINY, DEVICE, DTYPE)
+        name, generator, side = "VGT-Tiny", model.generator, 2 * model.config.token_pixels
+    else:
+        language = {"internvl3": INTERNVL3_1_6B, "qwen2_5_vl": QWEN2_5_VL_2B}[family]
+        made = Generator(GeneratorConfig(language), family, device="meta", dtype=DTYPE)
+        name, generator, side = f"{family}, real size", random_weights(made, DEVICE), 448
+    for tokens in (1, 4, 16):
+        yield generation(name, generator, tiny.tokenizer, side, batch, tokens, 1)
+        settings = SamplingSettings(side, side, tokens_per_step=tokens).over(PRESETS["fast"])
+
+        def draw(graphs, settings=settings):
+            return generate(generator, tiny.tokenizer, [PROMPT] * batch, settings=settings, graphs=graphs)
+
+        seconds = in_turn(DEVICE, 1, ours=lambda d=draw: d(True), eager=lambda d=draw: d(False))
+        yield Row(f"{name}, {side}x{side}, batch {batch}, {tokens} a step, fast", seconds)
+
+
+def two_models() -> Iterator[Row]:
+    """Let two models draw in turn, each with its graphs."""
+    models = [vgt.load(TINY, DEVICE, DTYPE) for _ in range(2)]
+    first = [model.generate(PROMPT, seed=seed) for seed, model in enumerate(models)]
+    for _ in range(2):
+        for seed, model in enumerate(models):
+            if not torch.equal(model.generate(PROMPT, seed=seed), first[seed]):
+                raise RuntimeError("a model that took turns with another drew another picture")
+    yield note("Two models in turn draw the same pictures each time.")
+
+
+def in_host(card: int | None, dtype: str) -> Iterator[Row]:
+    """Draw in the real ComfyUI, on a card of so many GB or the whole one; what is left after /free."""
+    sys.path[:0] = [str(ROOT / "scripts")]
+    from comfy_host import Host
+
+    with tempfile.TemporaryDirectory() as base:
+        arguments = []
+        if card and not SMALL:
+            total = torch.cuda.get_device_properties(0).total_memory / 2**30
+            arguments = ["--reserve-vram", f"{max(0.6, total - card):.1f}"]
+        with Host(ROOT_COMFYUI, base, sys.executable, arguments, log=Path(base) / "host.log") as host:
+            name = TINY.name
+            if not SMALL:
+                name = "random.safetensors"
+                save_checkpoint(_random_checkpoint(), host.base / "models" / "vgt" / name)
+            before = _vram_free(host)
+            seconds = [_draw_in(host, name, dtype, seed) for seed in range(1 if SMALL else 2)]
+            drawn = _vram_free(host)
+            host.free()
+            time.sleep(1)
+            told = f"{(before - drawn) / 1e9:.2f} GB taken, {(before - _vram_free(host)) / 1e9:.2f} after /free"
+            where = f"card of {card} GB" if card else "whole card"
+            partly = "partially" in host.log()
+            yield note(
+                f"In ComfyUI, {where}, {dtype}: {seconds[-1]:.1f} s a picture, {told}, "
+                f"weights {'partly' if partly else 'wholly'} on the device."
+            )
+
+
+ROOT_COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".cache" / "ComfyUI")
+
+
+def _vram_free(host) -> int:
+    return host.get("/system_stats")["devices"][0]["vram_free"]
+
+
+def _draw_in(host, name: str, dtype: str, seed: int) -> float:
+    side = 56 if SMALL else 448
+    graph = {
+        "load": {"class_type": "VGTLoader", "inputs": {"model": name, "dtype": dtype}},
+        "draw": {
+            "class_type": "VGTARSampler",
+            "inputs": {
+                **{"model": ["load", 0], "prompt": PROMPT, "negative_prompt": "", "seed": seed, "width": side},
+                **{"height": side, "batch_size": 1, "cfg": 4.5, "tokens_per_step": 1, "order": "random"},
+                **{"decoding": "published", "grouping": "uniform", "denoise": 1.0},
+            },
+        },
+        "save": {"class_type": "SaveLatent", "inputs": {"samples": ["draw", 0], "filename_prefix": "gpu"}},
+    }
+    began = time.monotonic()
+    host.run(graph, timeout=LIMIT)
+    return time.monotonic() - began
+
+
+def _random_checkpoint():
+    """A model file of the published 1.6B size: VGT-Tiny's tokenizer, a generator of random weights."""
+    tiny = read_checkpoint(TINY)
+    config = GeneratorConfig(INTERNVL3_1_6B)
+    made = Generator(config, tiny.config.family, tiny.config.token_pixels, device="meta", dtype=torch.bfloat16)
+    weights = random_weights(made, torch.device("cpu")).state_dict()
+    kept = {name: tensor for name, tensor in tiny.tensors.items() if not name.startswith("generator.")}
+    tensors = kept | {f"generator.{name}": tensor for name, tensor in weights.items()}
+    return replace(tiny, config=replace(tiny.config, generator=config), tensors=tensors)
+
+
+PARTS = {
+    "tests": tests,
+    "agreement": agreement,
+    "allocator": allocator,
+    "two models": two_models,
+    "1.6B, batch 1": lambda: speed("internvl3", 1),
+    "1.6B, batch 4": lambda: speed("internvl3", 4),
+    "2B, batch 1": lambda: speed("qwen2_5_vl", 1),
+    "2B, batch 4": lambda: speed("qwen2_5_vl", 4),
+    "host": lambda: in_host(None, "bf16"),
+    "host, 8 GB": lambda: in_host(8, "bf16"),
+    "host, 12 GB": lambda: in_host(12, "bf16"),
+    "host, 16 GB": lambda: in_host(16, "bf16"),
+    "host, fp8": lambda: in_host(None, "fp8_e4m3fn"),
+}
+"""What is done, in this order: what says whether the rest is worth anything comes first."""
+
+
+def run(folder: Path, names: list[str]) -> list[str]:
+    """Do the parts that are not done, and print the table; returns the names of those that failed."""
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    device = f"CPU, {torch.get_num_threads()} threads" if SMALL else torch.cuda.get_device_name()
+    of = f"{revision} {device}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, failed = [], []
+    for name in names:
+        path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+        done = json.loads(path.read_text()) if path.is_file() else {}
+        if done.get("of") != of:
+            print(f"{name} …", flush=True)
+            path.unlink(missing_ok=True)
+            command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--to", str(path)]
+            try:
+                ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+                why = "" if ended.returncode == 0 else (ended.stderr.strip().splitlines() or ["no word"])[-1]
+            except subprocess.TimeoutExpired:
+                why = f"it was not done within {LIMIT} s"
+            if why:
+                failed.append(name)
+                rows.append(vars(note(f"{name} failed: {why}")))
+                continue
+            done = {"of": of, "rows": json.loads(path.read_text())}
+            path.write_text(json.dumps(done))
+        rows += done["rows"]
+    bandwidth = copy_bandwidth(DEVICE)
+    finish(DEVICE)
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    title = f"{device}, {str(DTYPE)[6:]}, {versions}, {datetime.date.today()}, copies {bandwidth / 1e9:.0f} GB/s"
+    print(f"\n{title}\n\n{HEAD}")
+    print("\n".join(line(row, bandwidth) for row in sorted(rows, key=lambda row: not row["seconds"])))
+    if not SMALL:
+        save("gpu", {"title": title, "bandwidth": bandwidth, "rows": rows})
+        write(load())
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 scripts/dev.py gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"all by default: {'; '.join(PARTS)}")
+    parser.add_argument("--folder", type=Path, default=KEPT / "gpu-parts", help="where what is done is kept")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--to", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        text = json.dumps([vars(row) for row in PARTS[options.part]()])
+        print(text) if options.to == "-" else Path(options.to).write_text(text)
+        return 0
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(unknown)}: name some of {'; '.join(PARTS)}.")
+    folder = options.folder
+    if SMALL and folder == KEPT / "gpu-parts":
+        folder = ROOT / ".cache" / "gpu-parts"
+    return 1 if run(folder, options.parts or list(PARTS)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
