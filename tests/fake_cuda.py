@@ -9,12 +9,15 @@ from collections import Counter
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-NO_LAUNCH = {
+VIEWS = {
     *("view", "_unsafe_view", "_reshape_alias", "expand", "slice", "select", "split", "split_with_sizes", "unsqueeze"),
     *("squeeze", "transpose", "t", "permute", "unbind", "detach", "alias", "as_strided", "unfold", "lift_fresh"),
+}
+NO_LAUNCH = VIEWS | {
     *("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "device", "unflatten", "index_put"),
 }
 """What only looks at memory, or takes it."""
@@ -26,12 +29,28 @@ ONE_DTYPE = {"mm", "addmm", "bmm", "baddbmm", "convolution", "native_layer_norm"
 
 
 class FakeCuda(TorchDispatchMode):
-    """Within it, device "cuda" can be asked for. `launches` counts operations that would launch a kernel or a copy."""
+    """Within it, device "cuda" can be asked for. `launches` counts operations that would launch a kernel or a copy.
+
+    `peak` is the most bytes that tensors took at one time, from where `track` was called.
+    """
 
     def __init__(self):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.launches = Counter()
+        self.peak, self._live = 0, None
+
+    def track(self):
+        self.peak, self._live = 0, {}
+
+    def _count(self, made):
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, FakeTensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._live:
+                    self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
 
     def __enter__(self):
         if not torch.cuda.is_available():
@@ -72,4 +91,7 @@ class FakeCuda(TorchDispatchMode):
             dtypes = {leaf.dtype for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()}
             assert len(dtypes) <= 1, f"{name} of several dtypes: {dtypes}"
         with self.fake:
-            return function(*arguments, **options)
+            made = function(*arguments, **options)
+        if self._live is not None and name not in VIEWS:
+            self._count(made)
+        return made
