@@ -46,7 +46,7 @@ if SMALL:
 
 
 def note(text: str) -> Row:
-    return Row("", {}, note=text)
+    return Row("", {}, note=f"(small form) {text}" if SMALL else text)
 
 
 def tests() -> Iterator[Row]:
@@ -82,7 +82,7 @@ def allocator() -> Iterator[Row]:
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     for row in json.loads(done.stdout.splitlines()[-1]):
-        yield note(f"cudaMallocAsync, {row['note']}")
+        yield note(f"cudaMallocAsync, {row['note'].removeprefix('(small form) ')}")
 
 
 def speed(family: str, batch: int) -> Iterator[Row]:
