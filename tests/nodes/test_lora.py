@@ -1,16 +1,20 @@
 """VGT Load LoRA and VGT Train LoRA in a real host."""
 
+import re
+import shutil
+import time
+
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vgt
-from graphs import draw, load, node, run_latent
-from host import ROOT
+from graphs import INTERN, TOKENIZER_ONLY, draw, install_models, load, node, run_latent, save_latent
+from host import ROOT, HostError, Interrupted
 from vgt.lora import base_of_generator
-from vgt.networks.adapters import Adapters
+from vgt.networks.adapters import PARTS, Adapters
 from vgt.run.flow import FlowSettings
-from vgt.sampling import SamplingSettings
 from vgt.training import lora_command
 
 TINY = "vgt-tiny.safetensors"
@@ -51,18 +55,12 @@ def with_lora(graph, *loras, **sampler):
 def random_lora(model, rank=4, seed=5):
     """A LoRA of a model that changes what it draws."""
     generator = model.generator
-    adapters = Adapters(generator, tuple(vgt_parts()), rank, float(rank), seed)
+    adapters = Adapters(generator, tuple(PARTS), rank, float(rank), seed)
     rng = torch.Generator().manual_seed(seed)
     for adapter in adapters.adapters:
         adapter.up.data.normal_(std=0.05, generator=rng)
     base = base_of_generator(model.name, model.config.family, dict(generator.named_parameters()))
     return {**adapters.tensors(), "vgt.lora": base.tensor()}
-
-
-def vgt_parts():
-    from vgt.networks.adapters import PARTS
-
-    return PARTS
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +78,8 @@ def lora(host, tiny):
 
 
 def python_latent(model, **changes):
-    settings = SamplingSettings(112, 112, seed=1, cfg=3.0, flow=FlowSettings(steps=2))
-    return model.generate(
-        [DRAWN["prompt"]], **{**{k: v for k, v in vars(settings).items() if v is not None}, **changes}
-    )
+    settings = {"height": 112, "width": 112, "seed": 1, "cfg": 3.0, "flow": FlowSettings(steps=2)}
+    return model.generate([DRAWN["prompt"]], **settings | changes)
 
 
 def test_patched_merged_and_plain_are_the_same(host, lora, tiny, tmp_path):
@@ -136,3 +132,65 @@ def test_cli_and_node_give_the_same_tensors(host, tmp_path):
     assert ours.keys() == nodes.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(nodes[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def sentence(host, graph):
+    """What the log and the person read of a run that fails: one sentence."""
+    with pytest.raises(HostError) as caught:
+        host.run(graph if "save" in graph else save_latent(graph))
+    return str(caught.value)
+
+
+def test_bad_input_is_one_sentence_each(host, lora, tiny, tmp_path):
+    install_models(host)
+    folder = host.base / "models" / "loras"
+    flux = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 8)}
+    save_file(flux, folder / "flux.safetensors")
+    (folder / "broken.safetensors").write_bytes(b"<html>404</html>")
+    assert "flux.safetensors is a LoRA of Flux and fits no layer of vgt-tiny" in sentence(
+        host, with_lora(load(TINY), ("flux.safetensors", 1.0))
+    )
+    assert "broken.safetensors cannot be read as a LoRA" in sentence(
+        host, with_lora(load(TINY), ("broken.safetensors", 1.0))
+    )
+    other = with_lora(load(INTERN), (lora.name, 1.0))
+    assert "is a LoRA of vgt-tiny.safetensors (qwen2_5_vl), not of internvl3.safetensors" in sentence(host, other)
+    assert "tokenizer_only.safetensors is a tokenizer only" in sentence(host, saved(trained(model=TOKENIZER_ONLY)))
+
+
+def test_pictures_without_captions_and_of_many_sizes(host):
+    bare = host.base / "input" / "bare"
+    shutil.copytree(ROOT / "pictures" / "crescent", bare, dirs_exist_ok=True)
+    with Image.open(bare / "00.png") as picture:
+        picture.resize((300, 150)).save(bare / "00.png")
+        picture.resize((90, 90)).save(bare / "01.png")
+    host.run(saved(trained("bare", batch_size=4, steps=2), "sizes"))
+    assert "of 24 pictures 1 were made smaller" in host.log()
+    silent = host.base / "input" / "silent"  # another folder: the host reads each once
+    shutil.copytree(bare, silent, dirs_exist_ok=True)
+    for name in ("02.txt", "03.txt"):
+        (silent / name).unlink()
+    assert "2 of the 24 pictures have no caption" in sentence(host, saved(trained("silent", seed=9)))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_state(host):
+    said = sentence(host, saved(trained(learning_rate=1.0, alpha=1000.0, steps=60, rank=1, seed=4)))
+    assert re.search(r"The (loss|gradient) became (nan|inf) in step \d+", said), said
+
+
+def test_cancel_leaves_what_was_learnt_to_go_on_from(host):
+    """The host's own Cancel, in the middle of a run."""
+    prompt = host.queue(saved(trained(steps=5000, seed=6)))
+
+    def in_the_middle():
+        if "VGT: training needs" in host.log().rpartition("got prompt")[2]:
+            time.sleep(15)
+            host.interrupt()
+
+    with pytest.raises(Interrupted):
+        host.wait(prompt, while_waiting=in_the_middle)
+    (stopped,) = (host.base / "output" / "loras").glob("VGT_stopped_*_steps_*.safetensors")
+    graph = saved(trained(steps=2, existing_lora=stopped.name), "went_on")
+    host.run(graph)
+    done = int(stopped.name.split("_")[2])
+    assert list((host.base / "output" / "loras").glob(f"went_on_{done + 2}_steps_*.safetensors"))
