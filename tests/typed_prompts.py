@@ -48,6 +48,30 @@ _TYPED = [
     ("a purple cross to the right of an orange circle", [("cross", "purple"), ("circle", "orange")], "right of", None),
 ]  # fmt: skip
 
+# Written when the wordings of vgt/scenes/wordings.py were done, which are not made for these.
+_AFTERWARDS = [
+    ("Yellow triangle", [("triangle", "yellow")], None, None),
+    ("a green circle in front of a white backdrop", [("circle", "green")], None, "white"),
+    ("i want a purple star", [("star", "purple")], None, None),
+    ("two orange squares please", [("square", "orange", 2)], None, None),
+    ("An image with a brown heart", [("heart", "brown")], None, None),
+    ("pink triangle on mint", [("triangle", "pink")], None, "mint"),
+    ("one red cross", [("cross", "red")], None, None),
+    ("a heart under a square", [("heart", None), ("square", None)], "below", None),
+    ("blue star right of green heart", [("star", "blue"), ("heart", "green")], "right of", None),
+    ("A yellow circle with a red square below it", [("circle", "yellow"), ("square", "red")], "above", None),
+    ("a square and a circle, navy background", [("square", None), ("circle", None)], None, "navy"),
+    ("Photo of three hearts", [("heart", None, 3)], None, None),
+    ("an orange triangle over a blue cross", [("triangle", "orange"), ("cross", "blue")], "above", None),
+    ("gray background: a green star", [("star", "green")], None, "gray"),
+    ("there is a red heart on a cream background", [("heart", "red")], None, "cream"),
+    ("3 purple stars", [("star", "purple", 3)], None, None),
+    ("a star to the left of a triangle", [("star", None), ("triangle", None)], "left of", None),
+    ("a big red circle", [("circle", "red")], None, None),
+    ("the blue square below the yellow heart", [("square", "blue"), ("heart", "yellow")], "below", None),
+    ("Four Brown Circles on White", [("circle", "brown", 4)], None, "white"),
+]  # fmt: skip
+
 
 def _request(items, relation, background):
     things = tuple(Item(*item) for item in items)
@@ -59,3 +83,4 @@ def _request(items, relation, background):
 
 
 TYPED = [(prompt, _request(*meaning)) for prompt, *meaning in _TYPED]
+AFTERWARDS = [(prompt, _request(*meaning)) for prompt, *meaning in _AFTERWARDS]
