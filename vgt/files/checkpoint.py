@@ -25,6 +25,7 @@ from torch import Tensor
 from ..config import ModelConfig, UnknownModel
 from ..sampling import SamplingSettings, default_side
 from .config_check import check_config
+from .durable import put_in_place
 from .layout import StackedRows, to_our_names
 from .published_config import read_config
 from .sizes import LayoutError
@@ -121,9 +122,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     try:
         with open(partial, "wb") as file:
             _write_safetensors(file, tensors, _metadata(checkpoint))
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut can leave the name with nothing behind it
-        os.replace(partial, path)
+        put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .durable import put_in_place
 from .transfer import (
     NO_SPACE,
     BadFile,
@@ -261,7 +262,7 @@ def _link(source: Path, path: Path):
             return link(source, path)
     copy = path.with_name(f"{path.name}.incomplete")
     shutil.copyfile(source, copy)
-    os.replace(copy, path)
+    put_in_place(copy, path)
 
 
 def _need_space(name: str, folder: Path, size: int):

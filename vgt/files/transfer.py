@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import sys
 import threading
 import time
@@ -18,6 +17,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+
+from .durable import put_in_place
 
 CHUNK = 2**16
 """Bytes read and written at a time; as much is lost when a connection breaks."""
@@ -162,7 +163,7 @@ class Transfer:
                 raise BadFile(f"{file} came with another sha256 than the hub states: download it again.")
             # What was left of it was damaged: once more, from the start.
         with self.writing(place):
-            os.replace(partial, place)
+            put_in_place(partial, place)
 
     def _stream(self, file: HubFile, partial: Path, before: int):
         """Append to partial what it lacks of file."""

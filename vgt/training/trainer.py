@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
+from ..files.durable import put_in_place
 from .data import batches
 from .optimiser import make_optimisers, told
 from .settings import Settings, TrainingError
@@ -251,7 +252,7 @@ class _State:
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         try:
             torch.save({**content, "step": step, "about": self.about}, partial)
-            os.replace(partial, self.path)
+            put_in_place(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)
 
