@@ -11,7 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from PIL import Image
 
-import update_tiny
 import vgt
 from checkpoints import make_folder
 from graphs import INTERN, QWEN, install_models
@@ -44,11 +43,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """VGT-Tiny's file with what `scripts/update_tiny.py` gives it."""
-    path = tmp_path_factory.mktemp("tiny") / "vgt-tiny.safetensors"
-    update_tiny.update(ROOT / "models" / "vgt-tiny.safetensors", path)
-    return path
+def tiny():
+    """VGT-Tiny's file."""
+    return ROOT / "models" / "vgt-tiny.safetensors"
 
 
 @pytest.fixture(scope="session")

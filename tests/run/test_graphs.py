@@ -280,6 +280,7 @@ import comfy.model_management as memory, torch
 from pack.nodes import sampling
 from pack.nodes.host import drawing, loading
 from pack.vgt.run import graphs
+from pack.vgt.sampling import PUBLISHED, SamplingSettings
 made = []
 def capture(work, device, pool):
     work()
@@ -292,17 +293,18 @@ loading.register_model_folder()
 model, _ = loading.load_model("vgt-tiny.safetensors", "fp32")
 settings = dict(prompt="a red circle", negative_prompt="", width=112, height=112, batch_size=1, denoise=1.0, seed=1)
 settings |= dict(cfg=4.5, tokens_per_step=1, order="random", decoding="published", grouping="uniform")
+published = SamplingSettings(flow=PUBLISHED.flow, cfg_end=PUBLISHED.cfg_end)
 with torch.inference_mode():
     for before in ("nothing", "nothing", "unload", "no room"):
         if before == "unload":
             memory.unload_all_models()
         if before == "no room":
             drawing.free_memory = lambda patcher: 0
-        sampling.sample(model, None, None, **settings)
+        sampling.sample(model, None, published, **settings)
         print(len(made), memory.extra_reserved_memory() - reserve, end=" ")
     memory.unload_all_models()
     print(memory.extra_reserved_memory() - reserve, end=" ")
-    sampling.sample(model, None, None, **settings)
+    sampling.sample(model, None, published, **settings)
     del model
     import gc; gc.collect()
     print(memory.extra_reserved_memory() - reserve)
