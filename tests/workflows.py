@@ -25,6 +25,8 @@ PICTURES = {
     "VGT-7-latent-tools": [SQUARE] * 3,
     "VGT-8-train-lora": [SQUARE],
     "VGT-8-use-lora": [SQUARE],
+    "VGT-7-regions": [SQUARE],
+    "VGT-7-best-of-eight": [SQUARE],
 }
 """The sizes of the pictures that each workflow saves."""
 TRAINS = ("VGT-8-train-lora",)
