@@ -1,17 +1,11 @@
 """What `vgt.load` returns, as one uses it from Python."""
 
-import shlex
-import textwrap
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import vgt
-from host import ROOT
 from recorded import FAMILIES, FIXTURES
-from vgt.__main__ import main
 from vgt.model import to_image
 
 SETTINGS = {"height": 56, "width": 84, "seed": 3, "flow": vgt.FlowSettings(steps=2)}
@@ -38,16 +32,3 @@ def test_a_latent_is_normalised_by_token():
     latent = model.encode(torch.rand(1, 3, 56, 84, generator=torch.Generator().manual_seed(0)))
     assert latent.mean(1).abs().max() < 1e-5 and (latent.var(1, correction=0) - 1).abs().max() < 1e-3
     assert latent.abs().max() <= 31**0.5
-
-
-def test_the_readme_does_what_it_says(tmp_path, monkeypatch):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Without ComfyUI")[2].partition("\n## ")[0]
-    code = "    import vgt" + section.partition("    import vgt")[2].partition("    vgt generate")[0]
-    (command,) = (line for line in section.splitlines() if line.startswith("    vgt generate"))
-    (tmp_path / "models").symlink_to(ROOT / "models")
-    monkeypatch.chdir(tmp_path)
-    said = {}
-    exec(textwrap.dedent(code), said)
-    assert Image.open("drawn.png").size == (112, 112) and said["latent"].shape == (1, 32, 4, 4)
-    assert main(shlex.split(command)[1:]) == 0
-    assert Image.open("picture.png").size == (112, 112)
