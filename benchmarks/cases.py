@@ -220,9 +220,10 @@ def bfloat16_errors(device: torch.device, seeds) -> tuple[float, float]:
     for seed in seeds:
         noise = draw_noise(seed, range(len(prompts)), (side // exact.config.token_pixels) ** 2, STEPS)
         settings = {"height": side, "width": side, "seed": seed, "cfg": CFG, "tokens_per_step": 1, "noise": noise}
-        wanted = exact.generate(prompts, **settings)
+        published = {"flow": FlowSettings(STEPS), "cfg_end": 1.0}
+        wanted = exact.generate(prompts, **settings, **published)
         drawn = {
-            "ours": rounded.generate(prompts, **settings),
+            "ours": rounded.generate(prompts, **settings, **published),
             "baseline": plain.generate(prompts, **settings, steps=STEPS),
         }
         for name, latent in drawn.items():

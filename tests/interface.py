@@ -201,7 +201,8 @@ class Interface:
         self.run_button().click()
 
     def pictures(self):
-        """Wait until the run is over and every Save Image shows its pictures; return them, in the order of the nodes.
+        """Wait until the run is over and every Save Image that is not bypassed shows its pictures; return them, in the
+        order of the nodes.
 
         They are those of this run: what the canvas shows may still be another's.
         """
@@ -211,7 +212,7 @@ class Interface:
             self.page.wait_for_timeout(200)
         outputs = list(history.values())[-1]["outputs"]
         self.page.wait_for_function(
-            """outputs => app.graph._nodes.filter(n => n.type === 'SaveImage').every(n => {
+            """outputs => app.graph._nodes.filter(n => n.type === 'SaveImage' && n.mode === 0).every(n => {
                 const names = images => JSON.stringify(images?.map(i => i.filename))
                 return names(app.nodeOutputs[n.id]?.images) === names(outputs[n.id]?.images)
                     && n.imgs?.length && n.imgs.every(i => i.complete && i.naturalWidth)

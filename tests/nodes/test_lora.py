@@ -78,7 +78,7 @@ def lora(host, tiny):
 
 
 def python_latent(model, **changes):
-    settings = {"height": 112, "width": 112, "seed": 1, "cfg": 3.0, "flow": FlowSettings(steps=2)}
+    settings = {"height": 112, "width": 112, "seed": 1, "cfg": 3.0, "cfg_end": 1.0, "flow": FlowSettings(steps=2)}
     return model.generate([DRAWN["prompt"]], **settings | changes)
 
 
