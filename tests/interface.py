@@ -43,6 +43,8 @@ NODES = {
     "Flow Head Settings": "VGTFlowHeadSettings",
     "VGT Region": "VGTRegion",
     "VGT Prompt Schedule": "VGTPromptSchedule",
+    "VGT Load LoRA": "VGTLoadLoRA",
+    "VGT Train LoRA": "VGTTrainLoRA",
 }
 LONG = 180_000  # ms, on a busy machine
 
