@@ -408,7 +408,7 @@ def previewing_host(tmp_path_factory):
         yield running
 
 
-SLOW = {"width": 112, "height": 112, "flow": {"steps": 150}}
+SLOW = {"width": 112, "height": 112, "flow": {"steps": 800}}
 
 
 @pytest.mark.parametrize("previews", [True, False])
