@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vgt.config import FlowHeadConfig, GeneratorConfig, ModelConfig
 from vgt.evaluation import scenes, sweep
 from vgt.families import family
-from vgt.files.checkpoint import read_checkpoint
+from vgt.files.reading import read_checkpoint
 from vgt.model import Model, build_autoencoder
 from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.pixel_decoder import ResBlock

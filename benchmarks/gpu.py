@@ -23,7 +23,8 @@ import torch
 
 import vgt
 from vgt.config import GeneratorConfig
-from vgt.files.checkpoint import read_checkpoint, save_checkpoint
+from vgt.files.reading import read_checkpoint
+from vgt.files.single_file import save_checkpoint
 from vgt.run.generation import Generator, generate
 from vgt.sampling import PRESETS, SamplingSettings
 

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vgt.files.checkpoint import read_checkpoint, save_checkpoint
+from vgt.files.reading import read_checkpoint
+from vgt.files.single_file import save_checkpoint
 from vgt.sampling import SamplingSettings
 from vgt.scenes.wordings import WORDINGS, words
 from vgt.training.text import prompt_normaliser

@@ -8,7 +8,7 @@ import torch
 
 import vgt
 from recorded import FIXTURES
-from vgt.files.checkpoint import read_checkpoint
+from vgt.files.reading import read_checkpoint
 from vgt.files.torch_file import read_torch_file
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from host import HostError, Interrupted, PromptRejected
-from vgt.files.checkpoint import convert
+from vgt.files.reading import convert
 
 STRICT = {"rtol": 0, "atol": 1e-4 if torch.cuda.is_available() else 1e-5}
 """How close a graph's numbers come to those of Python."""

@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 import workflow_api
 from graphs import FIXTURES
 from host import ROOT
-from vgt.files.checkpoint import convert
+from vgt.files.reading import convert
 
 FOLDER = ROOT / "workflows"
 MODEL = "vgt-tiny.safetensors"

@@ -124,7 +124,7 @@ def _usable_device(name: str):
 
 
 def _convert(options) -> None:
-    from .files.checkpoint import convert
+    from .files.reading import convert
 
     convert(options.source, options.target)
     print(f"{options.target} ({options.target.stat().st_size / 1e6:.0f} MB)")

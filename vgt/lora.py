@@ -10,8 +10,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .files.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from .files.checkpoint import CheckpointError
 from .files.lora import Base, fit, merge, places, read_lora
+from .files.reading import read_checkpoint
+from .files.single_file import save_checkpoint
 from .run.graphs import GraphCache
 
 QUERIES = "position_queries."

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .families import family
 from .files.by_name import find
-from .files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint
+from .files.checkpoint import Checkpoint, CheckpointError, load_state
+from .files.reading import read_checkpoint
 from .files.sizes import LayoutError
 from .networks.autoencoder import Autoencoder
 from .prompt import PromptTokenizer

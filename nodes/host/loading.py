@@ -15,7 +15,7 @@ import torch
 
 from ...vgt.families import family
 from ...vgt.files import hub
-from ...vgt.files.checkpoint import convert, read_checkpoint
+from ...vgt.files.reading import convert, read_checkpoint
 from ...vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ...vgt.prompt import PromptTokenizer
 from ...vgt.sampling import SamplingSettings

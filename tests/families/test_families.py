@@ -13,8 +13,8 @@ import vgt
 from family_models import DECODER, checkpoint_of, language_of, randomise, tokenizer_of
 from vgt.config import AutoencoderConfig, ModelConfig
 from vgt.families import families, family, recognise_base
-from vgt.files.checkpoint import convert
 from vgt.files.layout import hub_name
+from vgt.files.reading import convert
 from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.language_model import rotary_table
 from vgt.run.generation import Generator

@@ -8,7 +8,7 @@ import vgt
 from family_models import checkpoint_of
 from graphs import STRICT, decode_pixels, draw, install_models, load, node, run_latent, save_image
 from vgt.families import families, family
-from vgt.files.checkpoint import save_checkpoint
+from vgt.files.single_file import save_checkpoint
 
 NAMES = [found.name for found in families() if not found.fallback]
 

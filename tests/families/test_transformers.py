@@ -14,7 +14,9 @@ import vgt
 import vlms
 from miniatures import autoencoder, generator, losses
 from vgt.config import FlowHeadConfig, GeneratorConfig
-from vgt.files.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from vgt.files.checkpoint import CheckpointError
+from vgt.files.reading import read_checkpoint
+from vgt.files.single_file import save_checkpoint
 from vgt.networks.language_model import KVCache
 from vgt.networks.transformers_language import TransformersLanguageModel
 from vgt.training import autoencoder_command, generator_command

@@ -7,7 +7,7 @@ from PIL import Image
 import vgt
 import vlms
 from graphs import STRICT, decode_pixels, draw, install_models, load, node, run_latent, save_image
-from vgt.files.checkpoint import save_checkpoint
+from vgt.files.single_file import save_checkpoint
 from vgt.training.base_model import load_base
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import vgt
 from checkpoints import full_state, make_folder, reference, refused, same, tokenizer_state
 from recorded import FIXTURES
-from vgt.files.checkpoint import convert, read_checkpoint
+from vgt.files.reading import convert, read_checkpoint
 
 # Layouts
 

@@ -76,7 +76,7 @@ def prepare(family: str, folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from vgt.files.checkpoint import convert
+    from vgt.files.reading import convert
     from vgt.files.torch_file import read_torch_file
 
     folder = folder / family

@@ -138,7 +138,7 @@ def test_converted_once_and_nothing_left(hub, clients):
 @pytest.mark.parametrize("family, name", [("internvl3", "VGT-AE-InternVL3"), ("qwen2_5_vl", "VGT-Qwen2.5-VL-2B-SFT")])
 def test_the_real_conversion(hub, clients, family, name):
     got = clients.run(f"""
-        from vgt.files.checkpoint import convert
+        from vgt.files.reading import convert
         path = hub.obtain({name!r}, folder, convert)
         import vgt
         result(latent=vgt.load(path).encode(__import__("torch").rand(1, 3, 56, 56)).shape)

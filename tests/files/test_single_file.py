@@ -17,7 +17,9 @@ import vgt
 from checkpoints import full_state, make_folder, reference, refused, same
 from recorded import FAMILIES, FIXTURES
 from vgt.__main__ import main
-from vgt.files.checkpoint import CONFIG_KEY, convert, load_state, read_checkpoint, save_checkpoint
+from vgt.files.checkpoint import load_state
+from vgt.files.reading import convert, read_checkpoint
+from vgt.files.single_file import CONFIG_KEY, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

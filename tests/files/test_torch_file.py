@@ -19,7 +19,7 @@ import torch
 
 from checkpoints import full_state, reference, refused, same
 from recorded import FIXTURES
-from vgt.files.checkpoint import read_checkpoint
+from vgt.files.reading import read_checkpoint
 from vgt.files.torch_file import Placeholder, TorchFileError, read_torch_file
 
 

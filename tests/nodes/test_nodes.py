@@ -36,8 +36,9 @@ from graphs import (
     save_latent,
 )
 from host import Host, Interrupted, is_newer
-from vgt.files.checkpoint import convert, read_checkpoint, save_checkpoint
 from vgt.files.head_file import save_head
+from vgt.files.reading import convert, read_checkpoint
+from vgt.files.single_file import save_checkpoint
 from vgt.networks.distilled_head import DistilledHead
 from vgt.sampling import PRESETS
 

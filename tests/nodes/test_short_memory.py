@@ -11,7 +11,7 @@ import torch
 from graphs import FIXTURES, INTERN
 from host import is_newer
 from host_process import BEGIN, run
-from vgt.files.checkpoint import convert
+from vgt.files.reading import convert
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(torch.cuda.is_available(), reason="counts what a CPU would do")]
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import update_tiny
-from vgt.files.checkpoint import read_checkpoint
+from vgt.files.reading import read_checkpoint
 from vgt.model import build_tokenizer
 from vgt.scenes.wordings import WORDINGS, words
 from vgt.scenes.world import sample_scene

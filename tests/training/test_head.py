@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 
 import recorded
 import vgt
-from vgt.files.checkpoint import CheckpointError, convert, read_checkpoint, save_checkpoint
+from vgt.files.checkpoint import CheckpointError
 from vgt.files.head_file import HEAD_KEY
+from vgt.files.reading import convert, read_checkpoint
+from vgt.files.single_file import save_checkpoint
 from vgt.training.head import distance, energy_score, new_head, teacher_path
 from vgt.training.head_command import run
 from vgt.training.settings import TrainingError

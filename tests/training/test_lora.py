@@ -13,8 +13,8 @@ import vgt
 from graphs import FIXTURES
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.families import family
-from vgt.files.checkpoint import convert
 from vgt.files.lora import LoraError
+from vgt.files.reading import convert
 from vgt.networks.adapters import PARTS, Adapters
 from vgt.prompt import PromptTokenizer
 from vgt.scenes.lessons import LESSONS, combinations, judge, pictures, prompts, scene_of, write

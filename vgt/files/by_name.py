@@ -33,7 +33,7 @@ def find(model: str | Path) -> Path:
         return path
     from tqdm import tqdm
 
-    from .checkpoint import convert
+    from .reading import convert
 
     with tqdm(unit="B", unit_scale=True, delay=0.5, desc=name) as bar:
 

@@ -19,6 +19,7 @@ from ..config import FlowHeadConfig
 from ..sampling import SamplingSettings
 from .checkpoint import Checkpoint, CheckpointError
 from .config_check import MAX_LAYERS, check_number
+from .durable import put_in_place
 from .fingerprint import fingerprint
 
 HEAD_KEY = "vgt.head"
@@ -44,7 +45,7 @@ def save_head(
     }
     unfinished = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, unfinished, {HEAD_KEY: json.dumps(about)})
-    unfinished.replace(path)
+    put_in_place(unfinished, path)
 
 
 def with_head(checkpoint: Checkpoint, state: dict[str, Tensor], config: FlowHeadConfig, recommended: SamplingSettings):

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ..config import AutoencoderConfig, ModelConfig, PixelDecoderConfig
-from ..files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
+from ..files.checkpoint import Checkpoint, CheckpointError, load_state
+from ..files.reading import read_checkpoint
+from ..files.single_file import save_checkpoint
 from .autoencoder import AutoencoderStage, Objective
 from .base_model import load_base, load_pixel_decoder
 from .build import new_autoencoder

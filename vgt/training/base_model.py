@@ -18,10 +18,11 @@ from ..config import AutoencoderConfig, GeneratorConfig, LanguageModelConfig, Mo
 from ..families import family as find_family
 from ..families import names, recognise_base
 from ..families._family import BaseParts
-from ..files.checkpoint import CheckpointError, check_fit, read_tokenizer
+from ..files.checkpoint import CheckpointError, check_fit
 from ..files.config_check import check_config
 from ..files.layout import base_names, hub_name, stack_language, stacked_language
 from ..files.published_config import text_section
+from ..files.reading import read_tokenizer
 from ..files.sizes import Sizes, section
 from .settings import TrainingError
 

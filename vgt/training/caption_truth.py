@@ -77,7 +77,7 @@ def score(autoencoder, language_model, captioner, dataset: ScenesDataset, count:
 
 def main() -> None:
     from ..families import family
-    from ..files.checkpoint import read_checkpoint
+    from ..files.reading import read_checkpoint
     from ..model import build_autoencoder, build_generator
     from .captioning import Captioner
 

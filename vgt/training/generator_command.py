@@ -10,7 +10,9 @@ from torch.utils.data import IterableDataset
 
 from ..config import FlowHeadConfig, GeneratorConfig, ModelConfig
 from ..families import families, family
-from ..files.checkpoint import Checkpoint, CheckpointError, load_state, read_checkpoint, save_checkpoint
+from ..files.checkpoint import Checkpoint, CheckpointError, load_state
+from ..files.reading import read_checkpoint
+from ..files.single_file import save_checkpoint
 from ..model import build_autoencoder
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
-from ..files.checkpoint import read_checkpoint, save_checkpoint
 from ..files.head_file import generator_digest, save_head, with_head
+from ..files.reading import read_checkpoint
+from ..files.single_file import save_checkpoint
 from ..model import build_generator, build_tokenizer
 from ..run.flow import FlowSettings
 from ..sampling import SamplingSettings
