@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -24,16 +24,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, IterableDataset
-from tqdm import tqdm
 
-from ..files.durable import put_in_place
 from .data import batches
 from .optimiser import make_optimisers, told
+from .run_log import RunLog
+from .run_state import CHECKPOINT, RunState
 from .settings import Settings, TrainingError
-from .sharding import gathered, load_shared, shard, unshard, whole
-
-CHECKPOINT = "last.pt"
-METRICS = "metrics.jsonl"
+from .sharding import gathered, shard, unshard, whole
 
 _MAY_DIFFER = {"compile", "device", "save_every", "sheet_every", "log_every", "threads", "workers"}
 """Settings that a resumed run may change: they do not change what is learnt. But what workers read of a stream does."""
@@ -152,7 +149,8 @@ def train(
     about = {**about, "training": _comparable(settings), "processes": world}
     if isinstance(stage.dataset, IterableDataset):
         about["workers"] = settings.workers
-    state = _State(stage, optimisers, average, about, folder)
+    auxiliary = getattr(stage, "auxiliary", None)
+    state = RunState(stage.trained, auxiliary, optimisers, average, about, folder)
     first = state.resume(device)
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # resuming makes new ones
     if settings.compile:
@@ -162,7 +160,7 @@ def train(
     wrapped = stage
     if world > 1 and not sharded:
         wrapped = DistributedDataParallel(stage, find_unused_parameters=True)
-    log = _Log(folder, first, settings, rank)
+    log = RunLog(folder, first, settings, rank)
     # A processor's fused attention is slow to differentiate where sequences are short.
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with _Interrupt() if watch is None else nullcontext(_Interrupt()) as interrupt, attention:
@@ -232,112 +230,6 @@ def _reviewed(stage: Stage, average, folder: Path, done: int) -> dict[str, float
     return figures
 
 
-class _State:
-    """Keeps all that a run needs to go on, in one file that appears under its name only when it is whole."""
-
-    def __init__(self, stage: Stage, optimisers, average, about: dict, folder: Path):
-        self.parts = {"stage": stage.trained, "average": average}
-        self.parts.update({f"optimiser {index}": optimiser for index, optimiser in enumerate(optimisers)})
-        extra = getattr(stage, "auxiliary", None)
-        self.parts["auxiliary"] = extra
-        self.about = about
-        self.path = folder / CHECKPOINT
-        self.saved = 0
-
-    def save(self, step: int, rank: int) -> None:
-        self.saved = step
-        content = {name: whole(part.state_dict()) for name, part in self.parts.items() if part is not None}
-        if rank:
-            return
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
-            torch.save({**content, "step": step, "about": self.about}, partial)
-            put_in_place(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def resume(self, device: torch.device) -> int:
-        if not self.path.is_file():
-            return 0
-        content = torch.load(self.path, map_location=device, weights_only=True)
-        if (difference := _difference(content["about"], self.about)) is not None:
-            name, was, now = difference
-            raise TrainingError(
-                f"{self.path} was made with another configuration ({name} was {was!r}, is {now!r}); put the setting "
-                "back, or train into another folder."
-            )
-        for name, part in self.parts.items():
-            if part is not None:
-                load_shared(part, content[name])
-        self.saved = content["step"]
-        return self.saved
-
-
-class _Log:
-    """Writes metrics.jsonl and the progress bar, in the first process only."""
-
-    def __init__(self, folder: Path, first: int, settings: Settings, rank: int):
-        self.settings, self.rank = settings, rank
-        self.start, self.sums, self.count = time.monotonic(), {}, 0
-        self.reviewed: set[int] = set()
-        if rank == 0:
-            kept = self._keep(folder / METRICS, first)
-            self.reviewed = {line["step"] for line in kept if "loss" not in line}
-            self.file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-            self.bar = tqdm(total=settings.steps, initial=first, unit="step", mininterval=5)
-
-    @staticmethod
-    def _keep(path: Path, first: int) -> list[dict]:
-        """Drop what comes after step `first`, which is done again; returns what stays."""
-        if not path.is_file():
-            return []
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # of a line that was broken off
-                kept.append(json.loads(line))
-        kept = [line for line in kept if line["step"] <= first]
-        partial = path.with_name(path.name + ".part")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
-        return kept
-
-    def is_due(self, done: int) -> bool:
-        """Whether a review comes after so many steps."""
-        return done % self.settings.sheet_every == 0 or done == self.settings.steps
-
-    def lacks_review(self, done: int) -> bool:
-        """Whether one was due when the run was broken off."""
-        return self.is_due(done) and done not in self.reviewed
-
-    def step(self, step: int, rate: float, figures: dict[str, float]) -> None:
-        if self.rank:
-            return
-        self.count += 1
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.bar.update()
-        if (step + 1) % self.settings.log_every == 0:
-            now = time.monotonic()
-            line = {name: value / self.count for name, value in self.sums.items()}
-            self.write({"step": step + 1, **line, "rate": rate, "seconds_per_step": (now - self.start) / self.count})
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in line.items()}, refresh=False)
-            self.start, self.sums, self.count = now, {}, 0
-
-    def review(self, step: int, figures: dict[str, float]) -> None:
-        self.write({"step": step, **{f"held_out_{name}": value for name, value in figures.items()}})
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        tqdm.write(f"step {step}: {shown}")
-
-    def write(self, line: dict) -> None:
-        self.file.write(json.dumps({key: round(value, 6) for key, value in line.items()}) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        if self.rank == 0:
-            self.bar.close()
-            self.file.close()
-
-
 def _rate(settings: Settings, step: int) -> float:
     if step < settings.warmup:
         return (step + 1) / settings.warmup
@@ -361,17 +253,6 @@ def _not_finite(what: str, value: float, step: int, saved: int) -> str:
 def _comparable(settings: Settings) -> dict:
     data = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
     return json.loads(json.dumps(data))
-
-
-def _difference(was: dict, now: dict, prefix: str = ""):
-    for name in sorted(was.keys() | now.keys()):
-        one, other = was.get(name), now.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            if (found := _difference(one, other, f"{prefix}{name}.")) is not None:
-                return found
-        elif one != other:
-            return prefix + name, one, other
-    return None
 
 
 def start_processes(device: str | None = None) -> None:
