@@ -1,6 +1,9 @@
 """The distilled head: what is recorded, what is learnt, and the files it comes in."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import recorded
 import vgt
+from host import ROOT
 from vgt.files.checkpoint import CheckpointError
 from vgt.files.head_file import HEAD_KEY
 from vgt.files.reading import convert, read_checkpoint
@@ -34,7 +38,8 @@ def configuration(folder, **training):
     return {
         "model": str(folder / "base.safetensors"),
         "data": {"kind": "scenes", "size": 56, "length": 100},
-        "recording": {"runs": 2, "batch": 4, "kept": 8, "draws": 3},
+        "recording": {"runs": 2, "batch": 4, "kept": 8},
+        "objective": {"draws": 3},
         "recommended": {"steps": 1},
         "training": TRAINING | training,
     }
@@ -105,10 +110,38 @@ def test_what_is_missing_of_the_conditions_is_recorded_again_alike(made, tmp_pat
     run(config, tmp_path / "out", 1)
     after = load_file(file)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert before["path"].shape == (8, 3, 5, 32)
-    config["recording"]["draws"] = 2
-    with pytest.raises(TrainingError, match="conditions of other draws"):
+    assert before["condition"].shape == before["free"].shape and before["cfg"].shape == (8,)
+    config["recording"]["batch"] = 2
+    with pytest.raises(TrainingError, match="conditions of other batch"):
         run(config, tmp_path / "out", 1)
+
+
+def test_two_processes_record_a_part_each_and_learn_together(made, tmp_path):
+    """torchrun, as a person would start it: what one process records, and one head file that draws."""
+    lines = [f'model = "{made / "base.safetensors"}"']
+    for name, table in configuration(made).items():
+        if isinstance(table, dict):
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    (tmp_path / "two.toml").write_text("\n".join(lines))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgt"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "train", "head", "two.toml", "--out", "two"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    files = sorted((made / "out" / "conditions").iterdir())
+    assert len(files) == 2
+    for file in files:
+        torch.testing.assert_close(load_file(file), load_file(tmp_path / "two" / "conditions" / file.name))
+    losses = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in losses if "loss" in line] == [1, 2, 3, 4]
+    head = load_file(tmp_path / "two" / "head.safetensors")
+    assert head.keys() == load_file(made / "head.safetensors").keys()
+    assert all(torch.isfinite(tensor).all() for tensor in head.values())
 
 
 def test_a_new_head_moves_as_the_flow_head_does_without_guidance(made):

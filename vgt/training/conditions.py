@@ -1,8 +1,7 @@
-"""Records what a distilled head learns from: conditions of the language model in its runs, and the flow head's paths.
+"""Records what a distilled head learns from: conditions of the language model in its runs.
 
 A run draws some captions as anybody would, at one of several settings; of the conditions that it gives to the flow head
-some are kept, early ones rather than late ones: they leave most open. For each, the flow head is followed from several
-noises, at the run's own guidance scale or at any, so that the head serves all scales.
+some are kept, early ones rather than late ones: they leave most open.
 """
 
 from __future__ import annotations
@@ -21,15 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import LATENT_CHANNELS
-from ..networks.distilled_head import MAX_CFG
 from ..prompt import PromptTokenizer
 from ..run.flow import FlowSettings
 from ..run.generation import Generator, generate, published_scales
 from ..run.order import draw_order
 from ..run.plan import DECODINGS, cut_groups
 from ..sampling import SamplingSettings
-from .head import teacher_path
 from .settings import TrainingError
 
 _KEY = "conditions"
@@ -43,12 +39,8 @@ class Recording:
     """Runs, each a file."""
     batch: int = 64
     """Pictures a run."""
-    kept: int = 128
+    kept: int = 256
     """Conditions that are kept of a run."""
-    draws: int = 4
-    """Noises a condition, at least 2: how the latents spread is what the energy score sees."""
-    own_cfg: float = 0.6
-    """Share of the conditions that keep their run's guidance scale; the others get any up to 8."""
     cfg: tuple[float, ...] = (4.5, 4.5, 3.0, 2.0, 7.0)
     """Guidance scales of the runs; so are the next."""
     tokens_per_step: tuple[int, ...] = (1, 1, 1, 2, 4)
@@ -71,8 +63,8 @@ def recorded_conditions(
         captions: what the runs draw, from the first on, and again from the first where they are too few.
         size: height and width in pixels. weights: the digest of the generator's.
 
-    Returns condition and free [N, D], cfg [N], path [N, draws, 5, 32], on the CPU, all but cfg float16. Raises
-    TrainingError when the folder holds something else.
+    Returns condition and free [N, D], float16, and cfg [N], on the CPU. Raises TrainingError when the folder holds
+    something else.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     about = json.loads(json.dumps({**asdict(recording), "weights": weights, "size": size}))
@@ -114,7 +106,7 @@ def _check(file: Path, about: dict) -> None:
 
 @torch.no_grad()
 def _record(generator, tokenizer, captions, size, recording: Recording, index: int, device) -> dict[str, Tensor]:
-    """Record one run's conditions and paths; all that is drawn follows from the seed and the run's number."""
+    """Record one run's conditions; all that is drawn follows from the seed and the run's number."""
     chance = random.Random(f"conditions {recording.seed} {index}")
     rng = torch.Generator().manual_seed(recording.seed * 1_000_003 + index)
     settings = SamplingSettings(
@@ -140,11 +132,5 @@ def _record(generator, tokenizer, captions, size, recording: Recording, index: i
     cfg = torch.cat([torch.full((images * len(group),), scale) for group, scale in zip(groups, scales, strict=True)])
     drawn = torch.cat([torch.full((images * len(group),), float(step)) for step, group in enumerate(groups)])
     chosen = torch.multinomial(1 + 3 * torch.exp(-drawn), min(recording.kept, len(drawn)), generator=rng)
-    condition, free, cfg = condition[chosen.to(condition.device)], free[chosen.to(free.device)], cfg[chosen]
-    any_cfg = 1 + (MAX_CFG - 1) * torch.rand(len(cfg), generator=rng)
-    cfg = torch.where(torch.rand(len(cfg), generator=rng) < recording.own_cfg, cfg, any_cfg).clamp(1, MAX_CFG)
-    noise = torch.randn(recording.draws, len(cfg), LATENT_CHANNELS, generator=rng).to(device)
-    paths = [teacher_path(generator.flow_head, condition, free, cfg.to(device), one) for one in noise]
-    path = torch.stack(paths).permute(2, 0, 1, 3)  # conditions, draws, quarters, 32
-    rows = {"condition": condition.half(), "free": free.half(), "cfg": cfg, "path": path.half()}
-    return {name: tensor.cpu().contiguous() for name, tensor in rows.items()}
+    rows = {"condition": condition[chosen.to(condition.device)].half(), "free": free[chosen.to(free.device)].half()}
+    return {name: tensor.cpu().contiguous() for name, tensor in (rows | {"cfg": cfg[chosen]}).items()}

@@ -1,13 +1,15 @@
 """Trains the distilled head: from a model's own flow head, under guidance, to jumps along its trajectories.
 
-The language model has no part in it: its conditions are recorded once (conditions.py). A batch takes some of them,
-each with several noises. The flow head's own path from each noise is the teacher. Two losses: jumps between points of a
-path lead where it leads; and, since one jump over all of it blurs what it cannot tell apart, the latents drawn in one
-jump and in two are spread as the teacher's are (energy score: Gneiting and Raftery 2007).
+The language model has no part in it: its conditions are recorded once (conditions.py). A batch takes some of them, and
+for each the flow head follows its path from several noises, new ones in every step: a head that sees noise again
+remembers it. Two losses: jumps between points of a path lead where it leads; and, since one jump over all of it blurs
+what it cannot tell apart, the latents drawn in one jump and in two are spread as the teacher's are (energy score:
+Gneiting and Raftery 2007).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ..config import LATENT_CHANNELS
 from ..networks.autoencoder import channel_norm
-from ..networks.distilled_head import DistilledHead
+from ..networks.distilled_head import MAX_CFG, DistilledHead
 from ..networks.flow_head import FlowHead
 from .build import seeded
 from .settings import Settings
@@ -36,6 +39,11 @@ class Objective:
 
     energy: float = 1.0
     """Weight of the energy score."""
+    draws: int = 8
+    """Noises a condition, at least 2: how the latents spread is what the energy score sees. They share what the heads
+    make of the condition, which is most of an evaluation."""
+    own_cfg: float = 0.75
+    """Share of the conditions that keep their run's guidance scale; the others get any up to 8."""
 
 
 def new_head(teacher: FlowHead, config, condition_width: int, seed: int) -> DistilledHead:
@@ -52,12 +60,17 @@ def new_head(teacher: FlowHead, config, condition_width: int, seed: int) -> Dist
 
 @torch.no_grad()
 def teacher_path(head: FlowHead, condition: Tensor, free: Tensor, cfg: Tensor, noise: Tensor) -> Tensor:
-    """Follow the guided flow to 0, 1/4, 1/2, 3/4 and 1: conditions [N, D], cfg [N], noise [N, 32] → [5, N, 32]."""
-    embedded = head.cond_embed(torch.cat((condition, free)))
-    times = head.embed_time(torch.tensor(TIMES[:-1], device=noise.device), embedded.dtype)
+    """Follow the guided flow to 0, 1/4, 1/2, 3/4 and 1: conditions [N, D], noise [..., N, 32] → [5, ..., N, 32].
+
+    cfg: [N]. It computes in the dtype of the head.
+    """
+    dtype = head.input_proj.weight.dtype
+    embedded = head.cond_embed(torch.cat((condition, free)).to(dtype))
+    times = head.embed_time(torch.tensor(TIMES[:-1], device=noise.device), dtype)
     x, path = noise, [noise]
     for time, t, u in zip(times, TIMES, TIMES[1:]):
-        v_condition, v_free = head.velocity(torch.cat((x, x)), head.modulations(time, embedded)).float().chunk(2)
+        both = torch.cat((x, x), dim=-2).to(dtype)
+        v_condition, v_free = head.velocity(both, head.modulations(time, embedded)).float().chunk(2, dim=-2)
         x = x + (u - t) * torch.lerp(v_free, v_condition, cfg[:, None])
         path.append(x)
     return torch.stack([path[index] for index in _QUARTERS])
@@ -83,10 +96,19 @@ def energy_score(drawn: Tensor, wanted: Tensor) -> Tensor:
 class HeadStage(Stage):
     """Trains a distilled head on recorded conditions and the flow head's paths from them."""
 
-    def __init__(self, head: DistilledHead, recorded: dict[str, Tensor], objective: Objective, settings: Settings):
-        """recorded: condition and free [N, D], cfg [N], path [N, K, 5, 32]; see conditions.py."""
+    def __init__(
+        self,
+        head: DistilledHead,
+        teacher: FlowHead,
+        recorded: dict[str, Tensor],
+        objective: Objective,
+        settings: Settings,
+    ):
+        """recorded: condition and free [N, D], cfg [N]; see conditions.py. teacher: stays as it is."""
         super().__init__()
         self.trained = head
+        teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
+        self.teacher = teacher.to(torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32)
         self.objective, self.settings = objective, settings
         self.recorded = recorded
         self.dataset = TensorDataset(recorded["cfg"])
@@ -104,36 +126,43 @@ class HeadStage(Stage):
         return [self.trained]
 
     def forward(self, batch, rng):
-        device = next(self.trained.parameters()).device
-        path = batch["path"].to(device).permute(2, 1, 0, 3)  # 5, K, conditions, 32
-        shape = path.shape[1:]
+        device = self.teacher.input_proj.weight.device
         condition, free, cfg = (batch[name].to(device) for name in ("condition", "free", "cfg"))
-        embedded = self.trained.embed_guided(condition, free, cfg).repeat(shape[0], 1)
-        path = path.flatten(1, 2)
-        rows = torch.arange(path.shape[1], device=device)
+        count = len(cfg)
+        any_cfg = 1 + (MAX_CFG - 1) * torch.rand(count, generator=rng)
+        own = torch.rand(count, generator=rng) < self.objective.own_cfg
+        cfg = torch.where(own.to(device), cfg, any_cfg.to(device)).clamp(1, MAX_CFG)
+        noise = torch.randn(self.objective.draws, count, LATENT_CHANNELS, generator=rng).to(device)
+        with torch.autocast(device.type, enabled=False):
+            path = teacher_path(self.teacher, condition, free, cfg, noise)
 
-        # all the way, the first half, and one of the other jumps between quarters
+        # all the way, the first half, and for some one of the other jumps between quarters
+        rows = torch.arange(-(-count // 4), device=device)
         start, end = torch.tensor(_OTHERS, device=device)[torch.randint(len(_OTHERS), rows.shape, generator=rng)].T
-        starts = torch.cat((path[0], path[0], path[start, rows]))
-        wanted = torch.cat((path[4], path[2], path[end, rows]))
-        t = torch.cat((torch.zeros_like(rows), torch.zeros_like(rows), start)) / 4
-        u = torch.cat((torch.full_like(rows, 4), torch.full_like(rows, 2), end)) / 4
-        reached = self._jump(starts, t, u, embedded.repeat(3, 1))
+        starts = torch.cat((path[0], path[0], path[start, :, rows].transpose(0, 1)), dim=1)
+        wanted = torch.cat((path[4], path[2], path[end, :, rows].transpose(0, 1)), dim=1)
+        zero = torch.zeros(count, device=device)
+        t = torch.cat((zero, zero, start / 4))
+        u = torch.cat((zero + 1, zero + 0.5, end / 4))
+        embedded = self.trained.embed_guided(condition, free, cfg)
+        reached = self._jump(starts, t, u, torch.cat((embedded, embedded, embedded[rows])))
         is_latent = (u == 1)[:, None]
-        apart = distance(_latent_where(is_latent, reached), _latent_where(is_latent, wanted))
-        one, half, _ = reached.chunk(3)
-        two = self._jump(half, t[: len(rows)] + 0.5, u[: len(rows)], embedded)
+        apart = distance(_latent_where(is_latent, reached), _latent_where(is_latent, wanted)).mean(0)
+        one, half, _ = reached.split((count, count, len(rows)), dim=1)
+        two = self._jump(half, zero + 0.5, zero + 1, embedded)
 
-        true, one, two = (channel_norm(x, -1).view(shape) for x in (path[4], one, two))
-        figures = {name: part.mean() for name, part in zip(("one", "half", "other"), apart.chunk(3))}
+        true, one, two = (channel_norm(x, -1) for x in (path[4], one, two))
+        parts = apart.split((count, count, len(rows)))
+        figures = {name: part.mean() for name, part in zip(("one", "half", "other"), parts)}
         figures["two"] = distance(two, true).mean()
         figures["energy_one"], figures["energy_two"] = energy_score(one, true), energy_score(two, true)
-        loss = apart.mean() + figures["two"] / 3
+        loss = (figures["one"] + figures["half"] + figures["other"] / 3 + figures["two"]) / 3
         loss = loss + self.objective.energy * (figures["energy_one"] + figures["energy_two"])
         figures["energy_least"] = energy_score(true, true)
         return loss, {name: value.detach() for name, value in figures.items()}
 
     def _jump(self, x: Tensor, t: Tensor, u: Tensor, embedded: Tensor) -> Tensor:
+        """x [K, N, 32] from t to u [N], embedded [N, width]."""
         modulations = self.trained.modulations(self.trained.embed_jump(t, u, embedded.dtype), embedded)
         return x + (u - t)[:, None] * self.trained.velocity(x, modulations).float()
 

@@ -36,8 +36,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
     require(config, "model", "data.size")
     objective = read_table(config, "objective", Objective)
     recording = read_table(config, "recording", Recording)
-    if recording.draws < 2:
-        raise TrainingError(f"recording.draws is {recording.draws}; it must be at least 2.")
+    if objective.draws < 2:
+        raise TrainingError(f"objective.draws is {objective.draws}; it must be at least 2.")
     recommended = _recommended(config)
     checkpoint = read_checkpoint(config["model"])
     if checkpoint.config.generator is None:
@@ -62,8 +62,9 @@ def run(config: dict, out: Path, until: int | None) -> None:
     )
     sizes = checkpoint.config.generator
     head = new_head(generator.flow_head, sizes.flow_head, sizes.language.width, settings.seed)
+    stage = HeadStage(head, generator.flow_head, conditions, objective, settings)
     del generator
-    trained = train(HeadStage(head, conditions, objective, settings), settings, out, config, until=until)
+    trained = train(stage, settings, out, config, until=until)
     if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
         state = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in trained.state_dict().items()}
         save_head(state, sizes.flow_head, checkpoint, recommended, out / HEAD)
