@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,10 @@ from ..networks.flow_head import FlowHead
 from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
-from .control import Change, Region, cfg_scales, check_changes, prompt_mixes
+from .control import Change, Region
 from .flow import FlowSampler, FlowSettings
 from .graphs import GraphCache
-from .order import draw_order
-from .plan import cut_groups, make_plan
+from .planning import check_repaint, plan_run, token_grid
 from .record import RunRecord
 from .token_step import RunTensors, TokenStep, step_inputs
 
@@ -141,55 +139,20 @@ def generate(
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     settings = (settings or SamplingSettings()).filled()
-    height, width, cfg, flow = settings.height, settings.width, settings.cfg, settings.flow
+    flow, batch = settings.flow, len(prompts)
     device = torch.device(device or generator.image_in_projector.weight.device)
-    _check(generator, prompts, height, width)
-    h, w = height // generator.token_pixels, width // generator.token_pixels
-    batch = len(prompts)
+    if not prompts:
+        raise ValueError("There is no prompt; give at least one (it may be empty).")
+    h, w = token_grid(generator, settings)
     head = generator.head(flow)
-
-    if not 0 < stop_at <= 1:
-        raise ValueError(f"stop_at is {stop_at}; it must lie between 0 (not included) and 1.")
-    check_changes(changes)
-    order_seed = settings.seed if settings.order_seed is None else settings.order_seed
-    drawn, known, given = draw_order(h, w, settings.order, order_seed, order_map), [], 0
     if latent is not None:
-        mask = _check_repaint(latent, mask, batch, h, w)
-        wanted = mask.flatten().tolist()
-        if not any(wanted):
+        mask = check_repaint(latent, mask, batch, h, w)
+        if not mask.any():
             return latent.to(device, torch.float32)
-        given = _leading_groups(cut_groups(drawn, settings.tokens_per_step, settings.grouping), wanted)
-        if not given:
-            known = [place for place in drawn if not wanted[place]]
-            drawn = [place for place in drawn if wanted[place]]
-    groups = cut_groups(drawn, settings.tokens_per_step, settings.grouping)
-    shares = _shares(groups, len(known), h * w)
-    scales = cfg_scales(published_scales(cfg, settings.cfg_schedule, len(groups)), shares, changes)
-    scales = [1.0 if share >= settings.cfg_end else scale for scale, share in zip(scales, shares)]
-    texts, mixes = prompt_mixes((h, w), groups, shares, regions, changes)
-    asked = [prompt if text is None else text for text in texts for prompt in prompts]
-    text = tokenizer(asked, _negatives(negative, batch) if max(scales) > 1 else None)
-    plan = make_plan(
-        drawn,
-        settings.tokens_per_step,
-        lengths=text.lengths,
-        start=len(tokenizer.image_start),
-        counts_padding=generator.counts_padding,
-        known=known,
-        given=given,
-        prompts=len(texts),
-        mixes=mixes if len(texts) > 1 else (),
-        rows=_rows(scales, len(asked), len(text.lengths)),
-        flow_steps=[flow.steps_at(share) for share in shares] if flow.final_steps else (),
-        decoding=settings.decoding,
-        grouping=settings.grouping,
-    )
-    positions = plan.positions()
-    if positions.max() >= generator.config.language.max_positions:
-        raise ValueError(
-            f"The prompt and the image take {int(positions.max()) + 1} positions, but this model has "
-            f"{generator.config.language.max_positions}; shorten the prompt or draw a smaller image."
-        )
+    steering = {"regions": regions, "changes": changes, "order_map": order_map, "stop_at": stop_at}
+    wanted = None if latent is None else mask
+    planned = plan_run(generator, tokenizer, prompts, negative, settings, wanted, **steering)
+    plan, given, last = planned.plan, planned.plan.given, planned.last
     if noise is None:
         noise = draw_noise(settings.seed, range(batch) if batch_index is None else batch_index, h * w, flow.steps)
     elif noise.shape != (batch, h * w, flow.steps, LATENT_CHANNELS):
@@ -198,14 +161,14 @@ def generate(
             f"{[batch, h * w, flow.steps, LATENT_CHANNELS]}."
         )
 
-    run, text_embeds = run_tensors(generator, plan, text.ids, tokenizer.image_start, (h, w), noise, device)
+    run, text_embeds = run_tensors(generator, plan, planned.ids, tokenizer.image_start, (h, w), noise, device)
     if record is not None:
         run.spread = run.latents.new_zeros(run.latents.shape[:2])
         record.plan, record.grid = plan, (h, w)
-    known = [*known, *(place for group in groups[:given] for place in group)]
+    known = [*plan.known, *(place for step in plan.steps[:given] for place in step.group)]
     if known:
         run.latents[:, known] = latent.to(run.latents).flatten(2).transpose(1, 2)[:, known]
-    inputs = step_inputs(plan, scales, generator.language_model, generator.dtype, device)
+    inputs = step_inputs(plan, planned.scales, generator.language_model, generator.dtype, device)
     sampler = FlowSampler(
         head,
         flow,
@@ -218,9 +181,7 @@ def generate(
 
     seen = torch.zeros(h * w, dtype=torch.bool)
     seen[known] = True
-    last = _last_step(groups[given:], stop_at) + given
-    total = sum(len(group) for group in groups[given : last + 1])
-    done = 0
+    done, total = 0, sum(len(step.group) for step in plan.steps[given : last + 1])
     with _walker(fresh, graphs) as token_step:
         latents = token_step.run.latents.transpose(1, 2).unflatten(2, (h, w))
         for index, (step, own) in enumerate(zip(plan.steps[: last + 1], inputs)):
@@ -236,45 +197,6 @@ def generate(
         if record is not None:
             record.spread = token_step.run.spread.cpu()
         return latents.clone(memory_format=torch.contiguous_format)
-
-
-def _leading_groups(groups: list[tuple[int, ...]], wanted: list[bool]) -> int:
-    """How many of the first groups are known, where these are all that is known; else 0."""
-    known = len(wanted) - sum(wanted)
-    for count, group in enumerate(groups):
-        if known == 0:
-            return count
-        if any(wanted[place] for place in group):
-            return 0
-        known -= len(group)
-    return 0
-
-
-def _shares(groups: list[tuple[int, ...]], known: int, tokens: int) -> list[float]:
-    """The share of the picture that is there when each step begins."""
-    sizes = [len(group) for group in groups[:-1]]
-    return [done / tokens for done in accumulate(sizes, initial=known)]
-
-
-def published_scales(cfg: float, schedule: str, steps: int) -> list[float]:
-    """The guidance scale of each step, as VGT's "linear" or "constant" schedule has it."""
-    if schedule == "constant":
-        return [cfg] * steps
-    return [cfg, *(1 + (cfg - 1) * (steps - index) / steps for index in range(1, steps))]
-
-
-def _rows(scales: list[float], conditional: int, rows: int) -> tuple[int, ...]:
-    """How many rows each step feeds: from where guidance ends for good, the conditional ones are enough."""
-    last = max((index for index, scale in enumerate(scales) if scale != 1), default=-1)
-    if rows == conditional or last == len(scales) - 1:
-        return ()
-    return tuple(rows if index <= last else conditional for index in range(len(scales)))
-
-
-def _last_step(groups: list[tuple[int, ...]], stop_at: float) -> int:
-    """The step that brings the drawn tokens to that share of all."""
-    ends = list(accumulate(len(group) for group in groups))
-    return next(index for index, end in enumerate(ends) if end >= stop_at * ends[-1] - 1e-9)
 
 
 def draw_noise(seed: int, images: Sequence[int], tokens: int, steps: int) -> Tensor:
@@ -321,37 +243,3 @@ def _walker(fresh: TokenStep, graphs: bool):
         else:
             fresh.allocate(fresh.plan.slots)
             yield fresh
-
-
-def _negatives(negative: str | Sequence[str] | None, batch: int) -> list[str | None]:
-    negatives = [negative] * batch if negative is None or isinstance(negative, str) else list(negative)
-    if len(negatives) != batch:
-        raise ValueError(f"There are {len(negatives)} negative prompts for {batch} prompts; give one, or as many.")
-    return negatives
-
-
-def _check(generator: Generator, prompts: list[str], height: int, width: int) -> None:
-    if not prompts:
-        raise ValueError("There is no prompt; give at least one (it may be empty).")
-    side = generator.token_pixels
-    if height % side or width % side or height < side or width < side:
-        raise ValueError(f"The size is {width}x{height}; width and height must be multiples of {side}.")
-    rows, columns = generator.config.grid
-    if height > rows * side or width > columns * side:
-        raise ValueError(f"The size is {width}x{height}; this model draws at most {columns * side}x{rows * side}.")
-
-
-def _check_repaint(latent: Tensor, mask: Tensor | None, batch: int, h: int, w: int) -> Tensor:
-    """The mask: bool [h, w], True where to draw."""
-    if latent.shape != (batch, LATENT_CHANNELS, h, w):
-        raise ValueError(
-            f"The latent is {list(latent.shape)}; for these prompts and this size it must be "
-            f"{[batch, LATENT_CHANNELS, h, w]}."
-        )
-    if mask is None:
-        mask = (latent == 0).all(dim=1).any(dim=0)
-    if mask.shape != (h, w):
-        raise ValueError(f"The mask is {list(mask.shape)}; for this size it must be {h}x{w} tokens.")
-    if not torch.isfinite(latent).all():
-        raise ValueError("The latent holds NaN or infinite values; encode the image again.")
-    return mask

@@ -1,6 +1,7 @@
 """A run as plain data: which inputs each step feeds, at which positions and cache slots, and what they may see.
 
-Everything here is known before the first token is drawn. generation.py walks a plan and knows nothing of its rules.
+Everything here is known before the first token is drawn. planning.py makes plans of what is asked for; generation.py
+walks one and knows nothing of its rules.
 
 Each step feeds the latents drawn before it, in one of two forms, and the position queries of the tokens it draws.
 

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from ..prompt import PromptTokenizer
 from ..run.flow import FlowSettings
-from ..run.generation import Generator, generate, published_scales
+from ..run.generation import Generator, generate
 from ..run.order import draw_order
 from ..run.plan import DECODINGS, cut_groups
+from ..run.planning import published_scales
 from ..sampling import SamplingSettings
 from .settings import TrainingError
 
