@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .host.vae import FITS, fit_to_tokens, require_vgt_vae
+from .host.vae import FITS, fit_to_tokens, require_vgt_vae, say_ratio
 from .types import search_aliases
 
 
@@ -34,4 +34,5 @@ class VGTEncode(io.ComfyNode):
     @classmethod
     def execute(cls, image, vae, fit="crop") -> io.NodeOutput:
         require_vgt_vae(vae)
-        return io.NodeOutput({"samples": vae.encode(fit_to_tokens(image, fit, vae.token_pixels, vae.model_side))})
+        samples = vae.encode(fit_to_tokens(image, fit, vae.token_pixels, vae.model_side))
+        return io.NodeOutput(say_ratio({"samples": samples}, vae.token_pixels))

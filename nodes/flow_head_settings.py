@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..vgt.run.flow import SOLVERS, FlowSettings
 from ..vgt.sampling import CFG_SCHEDULES, PRESETS, SamplingSettings
-from .types import FlowHead, search_aliases
+from .types import FlowHead, advanced, search_aliases
 
 CUSTOM = "custom"
 """The preset that is none: the typed values hold."""
@@ -45,6 +45,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
                     min=0.001,
                     max=0.999,
                     step=0.001,
+                    **advanced(),
                     tooltip="Length of the last flow step, which adds no noise. The paper uses 0.04.",
                 ),
                 io.Combo.Input(
@@ -63,6 +64,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.01,
+                    **advanced(),
                     tooltip="Scales the noise: less than 1 gives calmer, more alike pictures.",
                 ),
                 io.Float.Input(
@@ -72,6 +74,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
                     max=10.0,
                     step=0.1,
                     optional=True,
+                    **advanced(),
                     tooltip="Where the flow steps lie: 1 evenly, more than 1 closer together near the noise.",
                 ),
                 io.Int.Input(
@@ -80,6 +83,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
                     min=0,
                     max=1000,
                     optional=True,
+                    **advanced(),
                     tooltip="What steps falls to while the picture fills up: late tokens need fewer. 0: it stays.",
                 ),
                 io.Float.Input(
@@ -89,6 +93,7 @@ class VGTFlowHeadSettings(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
+                    **advanced(),
                     tooltip="The share of the picture from which cfg is 1 and a step costs half. 1: to the end.",
                 ),
                 io.Combo.Input(

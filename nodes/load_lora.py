@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .host.loading import require_generator
-from .host.lora import apply, check_tensors, lora_names, read_file
+from .host.lora import NONE, apply, check_tensors, lora_names, read_file
 from .types import LoraModel, VGTModel, search_aliases
 
 
@@ -20,11 +20,14 @@ class VGTLoadLoRA(io.ComfyNode):
                 VGTModel.Input("model", tooltip="The model of VGT Loader, or of another VGT Load LoRA."),
                 io.Combo.Input(
                     "lora_name",
+                    optional=True,
                     options=lora_names(),
+                    default=NONE,
                     tooltip="A file in models/loras or output/loras. With the lora input connected it is not used.",
                 ),
                 io.Float.Input(
                     "strength",
+                    optional=True,
                     default=1.0,
                     min=-20.0,
                     max=20.0,
@@ -37,7 +40,7 @@ class VGTLoadLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora_name, strength, lora=None) -> io.NodeOutput:
+    def execute(cls, model, lora_name=NONE, strength=1.0, lora=None) -> io.NodeOutput:
         require_generator(model)
         tensors = read_file(lora_name) if lora is None else check_tensors(lora)
         if tensors is None:

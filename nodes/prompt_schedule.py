@@ -18,6 +18,7 @@ class VGTPromptSchedule(io.ComfyNode):
             inputs=[
                 io.Float.Input(
                     "start",
+                    optional=True,
                     default=0.5,
                     min=0.0,
                     max=1.0,
@@ -26,12 +27,15 @@ class VGTPromptSchedule(io.ComfyNode):
                 ),
                 io.String.Input(
                     "prompt",
+                    optional=True,
+                    default="",
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip="What to draw from then on. Empty: what was drawn before.",
                 ),
                 io.Float.Input(
                     "cfg",
+                    optional=True,
                     default=0.0,
                     min=0.0,
                     max=30.0,
@@ -40,6 +44,7 @@ class VGTPromptSchedule(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "ramp",
+                    optional=True,
                     options=list(RAMPS),
                     default="step",
                     tooltip="step changes at once; linear goes there evenly from the change before.",
@@ -52,5 +57,5 @@ class VGTPromptSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, start, prompt, cfg, ramp, schedule=()) -> io.NodeOutput:
+    def execute(cls, start=0.5, prompt="", cfg=0.0, ramp="step", schedule=()) -> io.NodeOutput:
         return io.NodeOutput((*schedule, Change(start, prompt if prompt.strip() else None, cfg or None, ramp)))

@@ -27,6 +27,7 @@ class VGTRegion(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength",
+                    optional=True,
                     default=1.0,
                     min=0.0,
                     max=1.0,
@@ -35,6 +36,7 @@ class VGTRegion(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "feather",
+                    optional=True,
                     default=0,
                     min=0,
                     max=64,
@@ -46,7 +48,7 @@ class VGTRegion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prompt, mask, strength, feather, regions=()) -> io.NodeOutput:
+    def execute(cls, prompt, mask, strength=1.0, feather=0, regions=()) -> io.NodeOutput:
         return io.NodeOutput((*regions, Region(prompt, one_mask(mask), strength, feather)))
 
 

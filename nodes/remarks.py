@@ -7,8 +7,8 @@ from ..vgt.sampling import SamplingSettings
 
 HIGHEST_CFG = 8.0
 """That was tried (docs/cfg.md)."""
-FEWEST_STEPS = {"euler_maruyama": 15}
-"""Solver → flow steps below which hardly a picture is right (docs/steps.md: 10 give 0.68, 20 give 0.92)."""
+FEWEST_STEPS = {"euler_maruyama": 15, "euler": 3, "exact": 3}
+"""Solver → flow steps below which a third of the pictures or more is wrong (docs/steps.md, docs/solvers.md)."""
 
 
 def on_prompts(tokenizer: PromptTokenizer, prompts: list[str], negative: str, settings: SamplingSettings) -> list[str]:
@@ -24,7 +24,7 @@ def on_values(settings: SamplingSettings) -> list[str]:
     flow = settings.flow
     if flow.steps < FEWEST_STEPS.get(flow.solver, 0):
         said.append(
-            f"{flow.steps} steps are few for {flow.solver}: below {FEWEST_STEPS[flow.solver]} most pictures fail"
+            f"{flow.steps} steps are few for {flow.solver}: below {FEWEST_STEPS[flow.solver]} many pictures fail"
         )
     return said
 

@@ -81,6 +81,7 @@ class VGTARSampler(io.ComfyNode):
                     optional=True,
                     options=list(DECODINGS),
                     default="published",
+                    **advanced(),
                     tooltip="published repeats the authors' sampling loop; training-consistent feeds the model exactly "
                     "what it saw in training, which can differ when several tokens are drawn at once.",
                 ),
@@ -89,6 +90,7 @@ class VGTARSampler(io.ComfyNode):
                     optional=True,
                     options=list(GROUPINGS),
                     default="uniform",
+                    **advanced(),
                     tooltip="How tokens are shared out over the steps: uniform as published, cosine from few to many.",
                 ),
                 io.Float.Input(
@@ -116,6 +118,7 @@ class VGTARSampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
+                    **advanced(),
                     tooltip="The share of the tokens at which to stop. The latent's mask is then what is left, and "
                     "another sampler with the same values goes on as if there had been no stop.",
                 ),

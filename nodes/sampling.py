@@ -19,7 +19,7 @@ from .host.drawing import generate
 from .host.loading import VGTModel
 from .host.notes import Notes
 from .host.progress import ProgressReport
-from .host.vae import check_latent, nearest_multiple
+from .host.vae import RATIO, check_latent, nearest_multiple, say_ratio
 
 STOPPED = "vgt_stopped"
 """Entry of a LATENT whose run stopped early: the name of the model that draws it."""
@@ -77,7 +77,7 @@ def sample(
         size, batch_size = _size_of_empty(latent, side)
         chosen = replace(chosen, **size)
         samples = None
-        latent.pop("downscale_ratio_spacial", None)  # newer hosts say there how small the empty latent was
+        latent.pop(RATIO, None)  # of the empty latent
     if samples is None:
         chosen = _in_whole_tokens(chosen, side)
         grid = chosen.height // side, chosen.width // side
@@ -136,6 +136,7 @@ def sample(
                 pictures[row] = _picture(record, index)
     notes.done()
     latent["samples"] = out
+    say_ratio(latent, side)
     if stop_at < 1:
         left = (out == 0).all(dim=1, keepdim=True)
         latent["noise_mask"] = left.float().repeat_interleave(side, 2).repeat_interleave(side, 3)
@@ -177,7 +178,7 @@ def _size_of_empty(latent: dict, token_pixels: int) -> tuple[dict[str, int], int
     if samples.ndim != 4:
         raise ValueError(f"The latent has {samples.ndim} dimensions; VGT draws still images, use an image latent.")
     batch, channels, h, w = samples.shape
-    ratio = token_pixels if channels == LATENT_CHANNELS else latent.get("downscale_ratio_spacial", 8)
+    ratio = latent.get(RATIO) or (token_pixels if channels == LATENT_CHANNELS else 8)
     return {"width": w * ratio, "height": h * ratio}, batch
 
 

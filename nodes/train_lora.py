@@ -3,10 +3,10 @@
 from comfy_api.latest import io
 
 from .host.loading import require_generator
-from .host.lora import check_tensors, lora_names, read_file
+from .host.lora import NONE, check_tensors, lora_names, read_file
 from .host.training import TRAINED, train_lora
 from .host.vae import require_vgt_vae
-from .types import LoraModel, LossMap, VGTModel, search_aliases
+from .types import LoraModel, LossMap, VGTModel, advanced, search_aliases, with_defaults
 
 
 class VGTTrainLoRA(io.ComfyNode):
@@ -25,17 +25,20 @@ class VGTTrainLoRA(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
                 io.Image.Input("images", tooltip="The pictures, of any sizes."),
                 io.String.Input("texts", force_input=True, tooltip="Their captions, in the same order."),
-                io.Int.Input("steps", default=300, min=1, max=1_000_000, tooltip="Steps to train."),
-                io.Int.Input("batch_size", default=8, min=1, max=256, tooltip="Pictures a step."),
+                io.Int.Input("steps", optional=True, default=300, min=1, max=1_000_000, tooltip="Steps to train."),
+                io.Int.Input("batch_size", optional=True, default=8, min=1, max=256, tooltip="Pictures a step."),
                 io.Int.Input(
                     "accumulation",
+                    optional=True,
                     default=1,
                     min=1,
                     max=256,
+                    **advanced(),
                     tooltip="Batches that make one step together: a larger batch in the memory of a small one.",
                 ),
                 io.Float.Input(
                     "learning_rate",
+                    optional=True,
                     default=0.002,
                     min=0.0,
                     max=1.0,
@@ -44,6 +47,7 @@ class VGTTrainLoRA(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rank",
+                    optional=True,
                     default=8,
                     min=1,
                     max=512,
@@ -51,28 +55,40 @@ class VGTTrainLoRA(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "alpha",
+                    optional=True,
                     default=8.0,
                     min=0.001,
                     max=1024.0,
                     step=0.001,
+                    **advanced(),
                     tooltip="What is learnt counts alpha / rank times.",
                 ),
                 io.Combo.Input(
                     "train",
+                    optional=True,
                     options=list(TRAINED),
                     default=next(iter(TRAINED)),
+                    **advanced(),
                     tooltip="What learns: all of it, or some of the language model, the projectors and the flow head.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0x7FFFFFFF, tooltip="The same seed and data give the same LoRA."
+                    "seed",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=0x7FFFFFFF,
+                    tooltip="The same seed and data give the same LoRA.",
                 ),
                 io.Combo.Input(
                     "existing_lora",
+                    optional=True,
                     options=lora_names(),
+                    default=NONE,
                     tooltip="A LoRA to go on from, of the same rank; also one that Cancel left in output/loras.",
                 ),
                 io.String.Input(
                     "keep",
+                    optional=True,
                     multiline=True,
                     default="",
                     tooltip="Prompts of what the model must go on drawing as it does, one a line. It draws them before "
@@ -80,13 +96,16 @@ class VGTTrainLoRA(io.ComfyNode):
                 ),
                 io.String.Input(
                     "sample_prompt",
+                    optional=True,
                     multiline=True,
                     default="",
                     tooltip="What the preview shows while it learns. Empty: the first caption.",
                 ),
                 io.Boolean.Input(
                     "gradient_checkpointing",
+                    optional=True,
                     default=True,
+                    **advanced(),
                     tooltip="Computes twice what would take the most memory. Off is faster where there is room.",
                 ),
                 LoraModel.Input("lora", optional=True, tooltip="A LoRA to go on from, instead of existing_lora."),
@@ -104,7 +123,7 @@ class VGTTrainLoRA(io.ComfyNode):
         model, vae = model[0], vae[0]
         require_generator(model)
         require_vgt_vae(vae)
-        settings = {name: value[0] for name, value in settings.items()}
+        settings = with_defaults(cls, {name: value[0] for name, value in settings.items()})
         name = settings.pop("existing_lora")
         existing = read_file(name) if lora is None else check_tensors(lora[0])
         name = name if lora is None else "The LoRA"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
+import comfy.latent_formats
 import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.sd
@@ -146,6 +147,17 @@ def check_latent(samples: Tensor) -> None:
         )
     if not torch.isfinite(samples).all():
         raise ValueError("The latent holds NaN or infinite values; make it again.")
+
+
+RATIO = "downscale_ratio_spacial"
+"""Entry of a LATENT: pixels of a side for one of the latent."""
+
+
+def say_ratio(latent: dict, token_pixels: int) -> dict:
+    """A LATENT, with what a token is in pixels where this version of the host reads that."""
+    if hasattr(comfy.latent_formats.LatentFormat, "spacial_downscale_ratio"):
+        latent[RATIO] = token_pixels
+    return latent
 
 
 def fit_to_tokens(image: Tensor, fit: str, token_pixels: int, model_side: int) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from graphs import INTERN
-from host import ROOT, comfyui_path
+from host import ROOT, comfyui_path, is_newer
 
 IN_HOST = """
     import importlib.util, json, sys, time
@@ -48,6 +48,15 @@ IN_HOST = """
     )
     flow = SamplingSettings(flow=FlowSettings(steps=2))
     whole = sampling.sample(model, None, flow, **settings)[0]["samples"]
+    from pack.nodes.encode import VGTEncode
+    encoded = VGTEncode.execute(torch.rand(1, 56, 84, 3), model.vae).result[0]
+    once = settings | {"batch_size": 1, "width": 448}
+    latents = {"drawn": sampling.sample(model, None, flow, **once | {"width": 56})[0], "encoded": encoded}
+    for name, channels, ratio in (("of 8", 4, 8), ("of 16", 32, 16), ("says nothing", 32, None)):
+        empty = {"samples": torch.zeros(1, channels, 4, 7)} | ({"downscale_ratio_spacial": ratio} if ratio else {})
+        latents[name] = sampling.sample(model, empty, flow, **once)[0]
+    ratio = "downscale_ratio_spacial"
+    said["latents"] = {name: [list(one["samples"].shape[2:]), one.get(ratio)] for name, one in latents.items()}
     reports, Report = [], sampling.ProgressReport
     sampling.ProgressReport = lambda *arguments: reports.append(Report(*arguments)) or reports[-1]
     progress.args.preview_method = progress.LatentPreviewMethod.Auto
@@ -136,6 +145,18 @@ def test_fp8_weights_are_stored_in_fp8(in_host):
     assert in_host["stored"] == ["torch.float8_e4m3fn"]
     assert in_host["head"] == ["torch.bfloat16"]
     assert in_host["computed"] == "torch.bfloat16"
+
+
+def test_a_latent_says_its_ratio_and_an_empty_one_is_asked_for_it(in_host):
+    """Tokens (h, w) and pixels of a token; only newer hosts read the latter."""
+    ratio = 28 if is_newer() else None
+    assert in_host["latents"] == {
+        "drawn": [[3, 2], ratio],
+        "encoded": [[2, 3], ratio],
+        "of 8": [[1, 2], ratio],
+        "of 16": [[2, 4], ratio],
+        "says nothing": [[4, 7], ratio],
+    }
 
 
 def test_out_of_memory_splits_the_batch(in_host):

@@ -201,6 +201,24 @@ def test_dynamic_sizes_and_models_appear_without_a_restart(host, models):
     assert kinds == sorted(kinds, key=["file", "hub", "tokenizer"].index)
 
 
+def test_what_has_a_default_may_be_left_out_and_what_few_use_is_folded(host, models):
+    nodes = {name: info["input"] for name, info in host.object_info().items() if name.startswith("VGT")}
+    assert len(nodes) == 9
+    required = [(node, name) for node, kinds in nodes.items() for name in kinds.get("required", {}).items()]
+    assert [(node, name) for node, (name, how) in required if "default" in (how[1] if how[1:] else {})] == []
+    folded = {
+        node: {name for name, how in kinds.get("optional", {}).items() if how[1:] and how[1].get("advanced")}
+        for node, kinds in nodes.items()
+    }
+    folded = {node: names for node, names in folded.items() if names}
+    newer = {
+        "VGTARSampler": {"decoding", "grouping", "stop_at", "previews"},
+        "VGTFlowHeadSettings": {"last_step", "temperature", "shift", "final_steps", "cfg_end"},
+        "VGTTrainLoRA": {"accumulation", "alpha", "train", "gradient_checkpointing"},
+    }
+    assert folded == (newer if is_newer() else {})
+
+
 # --- the VAE and the stock nodes ---------------------------------------------------------------------------------
 
 

@@ -58,7 +58,8 @@ def test_prompts_may_leave_out_what_has_a_default(host, tiny_model):
     "sampler, flow, said",
     [
         ({"cfg": 20.0}, {"steps": 20}, "cfg 20 is above all that was tried (1 to 8)"),
-        ({}, {"steps": 5}, "5 steps are few for euler_maruyama: below 15 most pictures fail"),
+        ({}, {"steps": 5}, "5 steps are few for euler_maruyama: below 15 many pictures fail"),
+        ({}, {"steps": 2, "solver": "euler"}, "2 steps are few for euler: below 3 many pictures fail"),
     ],
 )
 def test_values_that_mean_trouble_are_named(host, models, sampler, flow, said):
