@@ -63,15 +63,10 @@ def draw_picture(host, graph, steps=None, **inputs):
     sampler = next(node for node in graph.values() if node["class_type"] == "VGTARSampler")
     sampler["inputs"].update(seed=SEED, **inputs)
     if steps:
-        settings = {name: options[1]["default"] for name, options in inputs_of_flow_head(host).items()}
-        graph["flow"] = {"class_type": "VGTFlowHeadSettings", "inputs": settings | {"steps": steps}}
+        graph["flow"] = {"class_type": "VGTFlowHeadSettings", "inputs": {"steps": steps}}
         sampler["inputs"]["flow_head"] = ["flow", 0]
     (picture,) = thumbnails.pictures_of(host, host.run(graph, timeout=3600))
     return picture
-
-
-def inputs_of_flow_head(host):
-    return host.object_info("VGTFlowHeadSettings")["input"]["required"]
 
 
 def draw_help(host):
