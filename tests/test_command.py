@@ -94,6 +94,14 @@ def test_words_never_seen_are_named(command):
         (["generate", "MODEL", "a cat", "cat.png", "--batch", "0"], "--batch is 0"),
         (["generate", "MODEL", "a cat", "cat.png", "--device", "foo"], "--device foo cannot be used here"),
         (["generate", "MODEL", "a cat", "cat.png", "--prompts-file", "none.txt"], "There is no none.txt"),
+        (
+            ["generate", "MODEL", "cat.png", "--prompts-file", "folder.png/bytes"],
+            "folder.png/bytes is no text in UTF-8",
+        ),
+        (["convert", "MODEL", "text.txt"], "text.txt is there already"),
+        (["convert", "none", "out.safetensors"], "There is no model at none"),
+        (["merge", "MODEL", "none.safetensors", "text.txt"], "text.txt is there already"),
+        (["merge", "MODEL", "none.safetensors", "text.txt/out.safetensors"], "is no folder"),
         (["generate", "none.safetensors", "a cat", "cat.png"], "none.safetensors"),
         (["reconstruct", "MODEL", "none.png", "out.png"], "There is no none.png"),
         (["reconstruct", "MODEL", "text.txt", "out.png"], "text.txt is no picture"),
@@ -103,6 +111,7 @@ def test_words_never_seen_are_named(command):
 def test_what_cannot_be_is_one_sentence_before_anything_is_drawn(command, arguments, says):
     (command.folder / "text.txt").write_text("hello")
     (command.folder / "folder.png").mkdir()
+    (command.folder / "folder.png" / "bytes").write_bytes(b"\xff\xfe\x00")
     before = sorted(command.folder.rglob("*"))
     assert says in refused(command(*arguments))
     assert sorted(command.folder.rglob("*")) == before

@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="turn a published checkpoint into one .safetensors file")
     convert.add_argument("source", type=Path, help="a folder in the published layout, or a weight file in one")
     convert.add_argument("target", type=Path, help="the .safetensors file to write")
+    _add_force(convert)
     convert.set_defaults(run=_convert)
 
     generate = commands.add_parser("generate", help="draw an image from a prompt")
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("model", type=Path, help="a model file, or a folder in the published layout")
     merge.add_argument("lora", metavar="LORA", help="the LoRA's .safetensors; FILE:0.8 merges less of it")
     merge.add_argument("out", type=Path, help="the .safetensors file to write")
+    _add_force(merge)
     merge.set_defaults(run=_merge)
 
     reconstruct = commands.add_parser("reconstruct", help="push an image through the tokenizer and back")
@@ -126,6 +128,7 @@ def _usable_device(name: str):
 def _convert(options) -> None:
     from .files.reading import convert
 
+    check_writable(options.target, options.force)
     convert(options.source, options.target)
     print(f"{options.target} ({options.target.stat().st_size / 1e6:.0f} MB)")
 
@@ -133,6 +136,7 @@ def _convert(options) -> None:
 def _merge(options) -> None:
     from .lora import merge_file
 
+    check_writable(options.out, options.force)
     lora, strength = read_strength(options.lora)
     merge_file(options.model, lora, options.out, strength)
     print(f"{options.out} ({options.out.stat().st_size / 1e6:.0f} MB)")
@@ -146,8 +150,7 @@ def _generate(options) -> None:
 
     *prompts, output = options.texts
     if options.prompts_file is not None:
-        lines = options.prompts_file.read_text(encoding="utf-8").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += _read_lines(options.prompts_file)
     if not prompts:
         raise ValueError(f"There is no prompt, only {output}; give prompt and output, or --prompts-file and output.")
     if len(prompts) > 1 and (options.plan or options.latent or options.go_on):
@@ -193,6 +196,15 @@ def _generate(options) -> None:
         said = {"model": options.model.name, "prompt": prompt, "negative": options.negative, **settings.to_dict()}
         for index, pixels in enumerate(model.decode(latent)):
             write_picture(to_image(pixels), next(remaining), {**said, "index": index})
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8; save it as such, with a prompt a line.") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _reconstruct(options) -> None:
