@@ -7,6 +7,7 @@ _EXPORTS = {
     "BadFile": "files.transfer",
     "DiskFull": "files.transfer",
     "HubError": "files.transfer",
+    "LoraError": "files.lora",
     "Model": "model",
     "Change": "run.control",
     "CheckpointError": "files.checkpoint",
@@ -16,6 +17,7 @@ _EXPORTS = {
     "Region": "run.control",
     "RunRecord": "run.record",
     "SamplingSettings": "sampling",
+    "TrainingError": "training.settings",
 }
 
 __all__ = [
@@ -25,12 +27,14 @@ __all__ = [
     "DiskFull",
     "FlowSettings",
     "HubError",
+    "LoraError",
     "Model",
     "Offline",
     "Progress",
     "Region",
     "RunRecord",
     "SamplingSettings",
+    "TrainingError",
     "load",
 ]
 

@@ -47,6 +47,8 @@ _OTHERS = {
 class LoraError(ValueError):
     """A LoRA cannot be used on a model; the message names both."""
 
+    __module__ = "vgt"  # where it is imported from; the host shows this in its log and API
+
 
 @dataclass(frozen=True)
 class Place:

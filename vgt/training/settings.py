@@ -8,6 +8,8 @@ from dataclasses import dataclass
 class TrainingError(ValueError):
     """Training cannot start or go on; the message says why, in which step, and what is kept."""
 
+    __module__ = "vgt"  # where it is imported from; the host shows this in its log and API
+
 
 @dataclass(frozen=True)
 class Settings:
