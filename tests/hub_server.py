@@ -70,6 +70,8 @@ class HubServer:
         """(method, repository/file, Range header or None) in order; listings as ("LIST", repository, None)."""
         self.sent = Counter()
         """Bytes of content sent, by repository/file."""
+        self.revisions = set()
+        """(repository, revision) of each listing and file that was asked for."""
         self.closing = threading.Event()
 
     def __enter__(self):
@@ -98,6 +100,7 @@ class HubServer:
         """Start recording anew."""
         self.requests.clear()
         self.sent.clear()
+        self.revisions.clear()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,12 +131,16 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.token and authorization != f"Bearer {hub.token}":
             return self._error(401, "Invalid username or password.", "RepoNotFound")
         if parts[:2] == ["api", "models"]:
-            return self._list("/".join(parts[2:4]), "blobs" in parse_qs(url.query))
+            return self._list("/".join(parts[2:4]), "blobs" in parse_qs(url.query), parts[5:] or ["main"])
         if "resolve" in parts:
-            return self._resolve("/".join(parts[:2]), "/".join(parts[4:]))
+            return self._resolve("/".join(parts[:2]), "/".join(parts[4:]), parts[3])
         return self._error(404, "Not found")
 
-    def _list(self, repository, sizes):
+    def _commit(self, repository, revision):
+        self.server.hub.revisions.add((repository, revision))
+        return REVISION if revision == "main" else revision
+
+    def _list(self, repository, sizes, revision):
         hub = self.server.hub
         hub.requests.append(("LIST", repository, None))
         if hub.statuses.get(repository):
@@ -148,14 +155,15 @@ class _Handler(BaseHTTPRequestHandler):
             if sizes and name.endswith(LFS_SUFFIXES):
                 entry["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
             siblings.append(entry)
-        body = {"id": repository, "modelId": repository, "sha": REVISION, "private": False, "siblings": siblings}
+        commit = self._commit(repository, revision[0])
+        body = {"id": repository, "modelId": repository, "sha": commit, "private": False, "siblings": siblings}
         return self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
-    def _resolve(self, repository, name):
+    def _resolve(self, repository, name, revision):
         content = self.server.hub.repositories.get(repository, {}).get(name)
         if content is None:
             return self._error(404, "Entry not found", "EntryNotFound")
-        headers = {"X-Repo-Commit": REVISION}
+        headers = {"X-Repo-Commit": self._commit(repository, revision)}
         if not name.endswith(LFS_SUFFIXES):
             headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
             return self._content(repository, name, content, headers)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import FIXTURES, HubServer, published_repositories
+from hub_server import FIXTURES, REVISION, HubServer, published_repositories
 from vgt.files import hub as vgt_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -405,6 +405,23 @@ def test_the_hub_cache_is_used_and_kept(hub, clients):
     clients.run(f"(folder / '{SFT}.safetensors').unlink(); obtain({SFT!r}); result()")
     assert WEIGHTS not in hub.downloaded() and "OpenGVLab/InternVL3-2B/tokenizer.json" in hub.downloaded()
     assert any(name.endswith("tokenizer.json") for name in left(clients.cache))
+
+
+def test_each_repository_is_downloaded_from_one_commit(hub, clients):
+    """The pinned one, or for all its files the one that was listed; also where the cache holds a later one."""
+    clients.run("""
+        from huggingface_hub import hf_hub_download
+        hf_hub_download("OpenGVLab/InternVL3-2B", "config.json")
+        result()
+    """)
+    hub.forget()
+    clients.run(f"obtain({SFT!r}); result()")
+    asked = {}
+    for repository, revision in hub.revisions:
+        asked.setdefault(repository, set()).add(revision)
+    for repository in (vgt_hub.DC_AE, "OpenGVLab/InternVL3-2B"):
+        assert asked.pop(repository) == {vgt_hub.REVISIONS[repository]}
+    assert asked == {"hustvl/vgt_internvl3_1_6B_sft": {"main", REVISION}}  # listed, then taken
 
 
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])

@@ -82,6 +82,16 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
+REVISIONS: dict[str, str] = {
+    DC_AE: "6f7b3f3b289a439a11ef4fb1034989fd4b9a4766",
+    "OpenGVLab/InternVL3-1B": "4415a3b810e636d11dfa86b0e9ba40bb00535aa8",
+    "OpenGVLab/InternVL3-2B": "899155015275a9b7338c7f4677e19c784e0e5a21",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "66285546d2b821cf421d4f5eb2576359d3770cd3",
+}
+"""Repository → the commit that is downloaded. Those that are not named here, as VGT's own, are downloaded as they are
+at the time, all files of one from one commit. To pin one, add the hash under *Files and versions* of its page."""
+
+
 def obtain(
     name: str,
     folder: str | Path,
@@ -207,7 +217,7 @@ def _download(name: str, target: Path, placed: Path, progress: Progress | None, 
     return target
 
 
-def _needed(model: Published, list_files: Callable[[str], dict[str, HubFile]]) -> dict[str, HubFile]:
+def _needed(model: Published, list_files: Callable[[str, str | None], dict[str, HubFile]]) -> dict[str, HubFile]:
     """The files of a model by their place in its folder, the weights last: when those are there, everything is."""
 
     def take(repository: str, file_name: str | None) -> HubFile:
@@ -217,7 +227,8 @@ def _needed(model: Published, list_files: Callable[[str], dict[str, HubFile]]) -
             raise HubError(f"{repository} holds no {wanted}, only {', '.join(sorted(held))}: see if it was moved.")
         return held[file_name]
 
-    listings = {repository: list_files(repository) for repository in (model.repository, model.base, DC_AE)}
+    repositories = (model.repository, model.base, DC_AE)
+    listings = {repository: list_files(repository, REVISIONS.get(repository)) for repository in repositories}
     tokenizer = [n for n in TOKENIZER_FILES if model.tokenizer and n in listings[model.base]]
     files = {f"base/{n}": take(model.base, n) for n in (CONFIG, *tokenizer)}
     files[f"dc_ae/{CONFIG}"] = take(DC_AE, CONFIG)
@@ -225,8 +236,11 @@ def _needed(model: Published, list_files: Callable[[str], dict[str, HubFile]]) -
     return {**files, weights.name: weights}
 
 
-def _list_cached(repository: str) -> dict[str, HubFile]:
-    return {n: HubFile(repository, n, size_of(path)) for n, path in cached_files(repository).items()}
+def _list_cached(repository: str, revision: str | None) -> dict[str, HubFile]:
+    """What the hub cache holds: of the pinned commit, else, there being no network, of another."""
+    if not (files := cached_files(repository, revision)):
+        files, revision = cached_files(repository), None
+    return {n: HubFile(repository, n, size_of(path), revision=revision) for n, path in files.items()}
 
 
 def _present(file: HubFile, place: str, target: Path, placed: Path) -> Path | None:
@@ -234,7 +248,7 @@ def _present(file: HubFile, place: str, target: Path, placed: Path) -> Path | No
     own = target / place
     if own.is_file() and size_of(own) != file.size:
         raise BadFile(f"{own} has {size_of(own)} bytes where the hub lists {file.size}: move it away and run again.")
-    for path in (own, placed / place, cached_files(file.repository).get(file.name)):
+    for path in (own, placed / place, cached_files(file.repository, file.revision).get(file.name)):
         if path and path.is_file() and size_of(path) == file.size:
             return path
     return None

@@ -125,12 +125,13 @@ class Transfer:
                 raise _Cancelled
             yield
 
-    def list_files(self, repository: str) -> dict[str, HubFile]:
-        """Return the files at the root of a repository, as the hub lists them now."""
+    def list_files(self, repository: str, revision: str | None = None) -> dict[str, HubFile]:
+        """Return the files at the root of a repository, as the hub lists them at a commit (None: the latest)."""
         from huggingface_hub import HfApi, constants
 
         def ask():
-            return HfApi().model_info(repository, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=timeout)
 
         info = self._persist(ask, repository)
         files = {}
@@ -144,7 +145,9 @@ class Transfer:
         """Download a small file into the hub cache and return its path there."""
         from huggingface_hub import hf_hub_download
 
-        path = Path(self._persist(lambda: hf_hub_download(file.repository, file.name), str(file)))
+        path = Path(
+            self._persist(lambda: hf_hub_download(file.repository, file.name, revision=file.revision), str(file))
+        )
         if size_of(path) != file.size:
             raise BadFile(f"{file} came with {size_of(path)} bytes where the hub lists {file.size}: try again later.")
         return path
@@ -254,13 +257,16 @@ def partial_path(file: HubFile, place: Path) -> Path:
     return place.with_name(f"{place.name}.{(file.sha256 or file.revision or '')[:12]}.incomplete")
 
 
-def cached_files(repository: str) -> dict[str, Path]:
-    """Return the files of a repository that the hub cache holds, of the version it knows as the latest."""
+def cached_files(repository: str, revision: str | None = None) -> dict[str, Path]:
+    """Return the files of a repository that the hub cache holds at a commit (None: the only one, or main's)."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     try:
-        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+        commits = [path.name for path in (folder / "snapshots").iterdir()]
+        if revision is None:
+            revision = commits[0] if len(commits) == 1 else (folder / "refs" / "main").read_text().strip()
+        snapshot = folder / "snapshots" / revision
         return {path.name: path for path in snapshot.iterdir() if path.is_file()}
     except OSError:
         return {}
