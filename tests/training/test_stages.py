@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import vgt
 from benchmarks import convergence
-from miniatures import LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, training
+from miniatures import HELD_OUT, LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, training
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.evaluation import results
 from vgt.families import family
@@ -17,6 +17,7 @@ from vgt.networks.language_model import LanguageModel
 from vgt.prompt import PromptTokenizer
 from vgt.run.plan import make_plan
 from vgt.training import autoencoder_command, captioner_command, generator_command
+from vgt.training import generator as review
 from vgt.training.base_model import load_base
 from vgt.training.build import new_generator
 from vgt.training.command import read_config, read_settings, read_table
@@ -76,6 +77,19 @@ def test_resume_is_exact(stage, base, tokenizer, tmp_path):
         for name, tensor in one.get(part, {}).items():
             assert torch.equal(tensor, other[part][name]), (part, name)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_it_goes_on_through_main_memory_and_draws_without_graphs(base, tokenizer, tmp_path, monkeypatch):
+    """A device has no room for all weights a second time, nor for what graphs of a sample sheet would keep."""
+    loaded, drawn = [], []
+    load, draw = torch.load, review.generate
+    monkeypatch.setattr(torch, "load", lambda *where, **how: (loaded.append(how), load(*where, **how))[1])
+    monkeypatch.setattr(review, "generate", lambda *what, **how: (drawn.append(how), draw(*what, **how))[1])
+    config = generator(base, tokenizer, steps=2, sheet_every=1) | {"held_out": HELD_OUT}
+    generator_command.run(config, tmp_path, 1)
+    generator_command.run(config, tmp_path, None)
+    assert [how["map_location"] for how in loaded if "map_location" in how] == ["cpu"]
+    assert drawn and all(how["graphs"] is False for how in drawn)
 
 
 def test_muon_trains_maps_between_hidden_states_and_adamw_the_rest():

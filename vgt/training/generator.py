@@ -191,6 +191,7 @@ class Review:
             tokenizer,
             self.prompts,
             settings=SamplingSettings(self.size, self.size, cfg=self.cfg, tokens_per_step=self.tokens_per_step),
+            graphs=False,  # their memory would be missing from training on
         )
         pixels = (self.autoencoder.decode(latent) + 1) / 2
         save_sheet(pixels, folder / f"sheet-{step:06}.png", columns=8)

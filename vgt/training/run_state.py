@@ -37,10 +37,11 @@ class RunState:
         finally:
             partial.unlink(missing_ok=True)
 
-    def resume(self, device: torch.device) -> int:
+    def resume(self) -> int:
         if not self.path.is_file():
             return 0
-        content = torch.load(self.path, map_location=device, weights_only=True)
+        # through main memory: beside the weights a device has no room for all of them again, averages and all
+        content = torch.load(self.path, map_location="cpu", weights_only=True)
         if (difference := _difference(content["about"], self.about)) is not None:
             name, was, now = difference
             raise TrainingError(

@@ -151,7 +151,7 @@ def train(
         about["workers"] = settings.workers
     auxiliary = getattr(stage, "auxiliary", None)
     state = RunState(stage.trained, auxiliary, optimisers, average, about, folder)
-    first = state.resume(device)
+    first = state.resume()
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # resuming makes new ones
     if settings.compile:
         for module in stage.worth_compiling():
