@@ -11,10 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from PIL import Image
 
+import bundled
 import vgt
 from checkpoints import make_folder
 from graphs import INTERN, QWEN, install_models
-from host import ROOT, Host
+from host import Host
 from interface import FLAGS
 from recorded import FAMILIES
 
@@ -44,8 +45,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """VGT-Tiny's file."""
-    return ROOT / "models" / "vgt-tiny.safetensors"
+    """The bundled model's file."""
+    return bundled.PATH
 
 
 @pytest.fixture(scope="session")

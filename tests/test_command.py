@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bundled import NAME, SIDE
 from vgt.__main__ import main
 
 FAST = ["--steps", "2", "--device", "cpu"]
@@ -38,9 +39,9 @@ def test_a_png_says_what_it_was_drawn_from(command):
     assert status == 0 and "never seen" not in said
     with Image.open(command.folder / "new" / "one.png") as picture:
         kept = json.loads(picture.text["vgt"])
-        assert picture.size == (112, 112)
-    assert (kept["prompt"], kept["seed"], kept["steps"], kept["width"]) == ("a red circle", 7, 2, 112)
-    assert kept["model"] == "vgt-tiny.safetensors"
+        assert picture.size == (SIDE, SIDE)
+    assert (kept["prompt"], kept["seed"], kept["steps"], kept["width"]) == ("a red circle", 7, 2, SIDE)
+    assert kept["model"] == NAME
 
 
 @pytest.mark.parametrize("ending, format", [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])

@@ -7,17 +7,17 @@ import shutil
 from PIL import Image, ImageChops
 
 import workflow_api
+from bundled import NAME, PATH, SIDE
 from graphs import FIXTURES
 from host import ROOT
 from vgt.files.reading import convert
 
 FOLDER = ROOT / "workflows"
-MODEL = "vgt-tiny.safetensors"
 
-SQUARE = (112, 112)
+SQUARE = (SIDE, SIDE)
 PICTURES = {
     "VGT-1-text-to-image": [SQUARE],
-    "VGT-6-reconstruct": [(224, 112)],
+    "VGT-6-reconstruct": [(2 * SIDE, SIDE)],
     "VGT-3-inpaint": [SQUARE],
     "VGT-4-outpaint": [SQUARE],
     "VGT-5-variations": [SQUARE] * 3,
@@ -42,8 +42,8 @@ def read(name):
 
 def prepare(host):
     """Give a host what the workflows name: the model, unless it comes with the pack, and ComfyUI's example.png."""
-    model = host.base / "models" / "vgt" / MODEL
-    if not (ROOT / "models" / MODEL).exists() and not model.exists():
+    model = host.base / "models" / "vgt" / NAME
+    if not PATH.exists() and not model.exists():
         convert(FIXTURES / "qwen2_5_vl", model)
     shutil.copy(host.comfyui / "input" / "example.png", host.base / "input")
 

@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 
+import bundled
 from archive import git_files
 from host import ROOT
 
@@ -67,11 +68,11 @@ def test_what_is_installed_draws(python, tmp_path):
     where = run(python, "-c", "import vgt; print(vgt.__file__)", cwd=tmp_path)
     assert str(python.parents[1]) in where
     run(
-        *(python, "-m", "vgt", "generate", ROOT / "models" / "vgt-tiny.safetensors"),
+        *(python, "-m", "vgt", "generate", bundled.PATH),
         *("a red circle", "picture.png", "--steps", "2", "--device", "cpu"),
         cwd=tmp_path,
     )
-    assert Image.open(tmp_path / "picture.png").size == (112, 112)
+    assert Image.open(tmp_path / "picture.png").size == (bundled.SIDE, bundled.SIDE)
 
 
 def test_the_console_script_is_the_same_command(python, tmp_path):

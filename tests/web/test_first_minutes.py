@@ -63,7 +63,7 @@ def test_four_nodes_by_hand_with_all_defaults_draw(interface, renderer):
         place_four_nodes(interface)
         interface.run()
         (picture,) = outputs(interface)
-        assert picture.size == (112, 112)
+        assert picture.size == workflows.SQUARE
         interface.page.wait_for_timeout(1000)
         interface.screenshot(f"first_four_nodes_{renderer}")
 
