@@ -54,3 +54,14 @@ def generator(base, tokenizer, **changes):
 def losses(folder, name="loss"):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if name in line]
+
+
+def toml(config):
+    """The lines of a configuration of numbers, texts and lists, one level of tables deep."""
+    for name, value in config.items():
+        if not isinstance(value, dict):
+            yield f"{name} = {json.dumps(value)}"
+    for name, table in config.items():
+        if isinstance(table, dict):
+            yield f"[{name}]"
+            yield from (f"{key} = {json.dumps(value)}" for key, value in table.items())

@@ -21,10 +21,11 @@ SCRIPT = """
     from vgt.training.generator import GeneratorStage, Objective
     from vgt.training.settings import Settings
     from vgt.training.text import train_tokenizer
-    from vgt.training.trainer import start_processes, train
+    from vgt.training.processes import join_torchrun
+    from vgt.training.trainer import train
 
     torch.set_num_threads(1)
-    start_processes("cpu")
+    join_torchrun("cpu")
     out, shard, until = Path(sys.argv[1]), sys.argv[2] == "shard", int(sys.argv[3])
     found = family("qwen2_5_vl")
     text = train_tokenizer(["a red circle"] * 9, 300, found.special_tokens).encode()

@@ -104,16 +104,22 @@ def test_muon_trains_maps_between_hidden_states_and_adamw_the_rest():
     assert len(alone.param_groups[0]["params"]) == 5
 
 
-def test_a_generator_is_scored_as_it_learns_on_a_plain_autoencoder(base, tokenizer, tmp_path, monkeypatch):
-    for name, value in (("SIZE", 56), ("PICTURES", 8), ("PROMPTS", 6)):
-        monkeypatch.setattr(convergence, name, value)
+def test_generators_are_scored_as_they_learn_on_a_plain_autoencoder_as_good(base, tokenizer, tmp_path):
     sizes = autoencoder_command.read_checkpoint(tokenizer / autoencoder_command.FILE).config.autoencoder
-    settings = Settings(2, 4, 1e-3, sheet_every=1)
-    plain = convergence.plain_autoencoder(sizes, tmp_path / "plain", settings)
+    settings = Settings(4, 4, 1e-3, sheet_every=1)
+    data, held_out = open_data(SCENES, captions=False), open_data(HELD_OUT, captions=False)
+    parts = sizes, data, held_out
+    with pytest.raises(ValueError, match=r"rebuilds with .* dB after 4 steps, not 90.00"):
+        convergence.plain_autoencoder(*parts, 90.0, tmp_path / "plain", settings)
+    plain = convergence.plain_autoencoder(*parts, 1.0, tmp_path / "plain", settings)
     assert plain.encode(torch.rand(1, 3, 56, 84)).shape == (1, 32, 2, 3)
-    convergence.converge("plain", plain, sizes, load_base(base / "base", layers=1), tmp_path / "scores", settings)
-    curve = results.lines(results.read([tmp_path / "scores"]), "training_step")
-    assert [step for step, _ in curve["plain"]] == [1, 2]
+    world = convergence.World(8, 6, Settings(2, 4, 1e-3, sheet_every=1), convergence.WORLDS["tiny"].scored)
+    small, score = load_base(base / "base", layers=1), world.scored(tmp_path)
+    for seed in (5, 6):
+        place = tmp_path / f"scores {seed}"
+        convergence.converge("plain", plain, sizes, small, SCENES, world, score, place, seed)
+        curve = results.lines(results.read([place]), "training_step")
+        assert [step for step, _ in curve[f"plain, seed {seed}"]] == [1, 2]
 
 
 def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from host import ROOT
-from miniatures import captioner, losses
+from miniatures import captioner, losses, toml
 from vgt.training import captioner_command
 from vgt.training.command import read_config
 from vgt.training.settings import TrainingError
@@ -19,8 +19,7 @@ from vgt.training.settings import TrainingError
 
 def test_two_processes_train_together_and_stop_at_ctrl_c(tmp_path):
     """torchrun, as a person would start it; each draws its own share of a batch, and both the same gradient."""
-    lines = [*captioner_toml(captioner(steps=100_000, log_every=1))]
-    (tmp_path / "two.toml").write_text("\n".join(lines))
+    (tmp_path / "two.toml").write_text("\n".join(toml(captioner(steps=100_000, log_every=1))))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgt"]
     command = [sys.executable, *launcher, "train", "captioner", "two.toml", "--out", "two"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -34,17 +33,6 @@ def test_two_processes_train_together_and_stop_at_ctrl_c(tmp_path):
     assert kept["step"] == len(losses(tmp_path / "two"))
     with pytest.raises(TrainingError, match=r"another configuration \(processes was 2, is 1\)"):
         captioner_command.run(read_config(tmp_path / "two.toml"), tmp_path / "two", None)
-
-
-def captioner_toml(config):
-    """The lines of a configuration of numbers, texts and lists, one level of tables deep."""
-    for name, value in config.items():
-        if not isinstance(value, dict):
-            yield f"{name} = {json.dumps(value)}"
-    for name, table in config.items():
-        if isinstance(table, dict):
-            yield f"[{name}]"
-            yield from (f"{key} = {json.dumps(value)}" for key, value in table.items())
 
 
 def test_resume_from_another_configuration_is_refused(tmp_path):

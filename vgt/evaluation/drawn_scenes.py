@@ -34,16 +34,18 @@ def score(
     split: str = "test",
     folder: Path | None = None,
     batch: int = BATCH,
+    recogniser: Recogniser | None = None,
 ) -> dict:
     """Draw `count` prompts and judge the pictures.
 
-    Arguments as for `scenes.score`. Returns the same, and "top5" in each category: the share that is right where a
+    Arguments as for `scenes.score`, and recogniser: one of these drawings, kept from an earlier score, since it takes
+    minutes to describe them all. Returns the same, and "top5" in each category: the share that is right where a
     thing need only be among the five that it looks most like. Raises ValueError for fewer prompts than categories.
     """
     if count < len(CATEGORIES):
         raise ValueError(f"count is {count}; it must be at least {len(CATEGORIES)}, one prompt a category.")
     asked = prompts(drawings, count, split)
-    recogniser, pictures = Recogniser(drawings), []
+    recogniser, pictures = recogniser or Recogniser(drawings), []
     with tqdm(total=count, unit="picture") as bar:
         for number, pixels in drawn(model, asked, settings, batch):
             pictures.append(_judged(recogniser, *asked[number], pixels))

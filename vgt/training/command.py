@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="the stage's .toml; for a whole model, the folder to work in")
     parser.add_argument("--out", type=Path, help="the folder to train into, instead of the configuration's")
     parser.add_argument("--until", type=int, help="stop with a checkpoint after this many steps of the schedule")
-    parser.add_argument("--processes", type=int, default=1, help="a whole model: processes, through torchrun")
+    parser.add_argument("--processes", type=int, default=1, help="a whole model: how many processes train it")
 
 
 def run(options) -> None:
@@ -27,6 +27,7 @@ def run(options) -> None:
     if options.stage in RECIPES:
         from .recipes import run_all
 
+        check_whole("--processes", options.processes)
         try:
             return run_all(options.stage, options.config, options.processes)
         except KeyboardInterrupt:
@@ -35,16 +36,20 @@ def run(options) -> None:
     out = options.out or (Path(config["out"]) if "out" in config else None)
     if out is None:
         raise TrainingError(f'{options.config} names no folder to train into; add out = "…", or give --out.')
-    from importlib import import_module
-
-    from .trainer import start_processes
+    from .processes import join_torchrun
 
     settings = config.get("training")
-    start_processes(settings.get("device") if isinstance(settings, dict) else None)
+    join_torchrun(settings.get("device") if isinstance(settings, dict) else None)
+    run_stage(options.stage, config, out, options.until)
 
-    stage = import_module(f".{options.stage}_command", __package__)
+
+def run_stage(name: str, config: dict, out: Path, until: int | None) -> None:
+    """Run one of STAGES in this process, and in the others of its group; after Ctrl-C say so and raise SystemExit."""
+    from importlib import import_module
+
+    stage = import_module(f".{name}_command", __package__)
     try:
-        stage.run(config, out, options.until)
+        stage.run(config, out, until)
     except KeyboardInterrupt as stop:
         print(f"vgt: {str(stop) or 'stopped; the same command goes on with what is there'}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from .settings import TrainingError
 
 CONFIGS = Path(__file__).parent / "configs"
-RECIPES = ("tiny", "drawings")
-_STAGES = (
-    ("captioner", "captioner"),
-    ("autoencoder", "autoencoder-1"),
-    ("autoencoder", "autoencoder-2"),
-    ("autoencoder", "autoencoder-3"),
-    ("generator", "generator-1"),
-    ("generator", "generator-2"),
-)
+_MODEL = ("captioner", "autoencoder-1", "autoencoder-2", "autoencoder-3", "generator-1", "generator-2")
+RECIPES = {"tiny": _MODEL, "drawings": (*_MODEL, "head")}
+"""The stages of each, which are called as their command, with a number where there are several."""
 
 
 def run_all(recipe: str, folder: Path, processes: int) -> None:
@@ -27,41 +19,22 @@ def run_all(recipe: str, folder: Path, processes: int) -> None:
     "drawings" reads its pictures from `folder`/drawings, which `python -m vgt.scenes drawings` makes.
     Raises TrainingError when a stage fails (its own message has been printed), KeyboardInterrupt after Ctrl-C.
     """
+    from .command import read_config
+    from .processes import together
+
     folder.mkdir(parents=True, exist_ok=True)
-    for stage, part in _STAGES:
+    for part in RECIPES[recipe]:
         name = f"{recipe}-{part}"
         print(f"{name} → {folder / name}", flush=True)
-        # The configurations name their inputs relative to the folder they are run in.
-        command = [*_launcher(processes), "train", stage, str(CONFIGS / f"{name}.toml"), "--out", name]
-        if status := _run(command, folder):
+        config = read_config(CONFIGS / f"{name}.toml")
+        # New processes for each, so that none begins with the memory that another has left.
+        status = together(processes, config["training"].get("device"), _stage, part, config, folder, name)
+        if status:
             raise TrainingError(f"{name} ended with status {status}; run the same command to go on from there.")
 
 
-def _run(command: list[str], folder: Path) -> int:
-    """The command's status. Raises KeyboardInterrupt after Ctrl-C, which the command got too: when it has ended."""
-    with subprocess.Popen(command, cwd=folder, env=_environment()) as stage:
-        try:
-            return stage.wait()
-        except KeyboardInterrupt:
-            stage.wait()  # it is writing its checkpoint
-            raise
+def _stage(part: str, config: dict, folder: Path, name: str) -> None:
+    from .command import run_stage
 
-
-def _launcher(processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable, "-m", "vgt"]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, "-m", *torchrun, "-m", "vgt"]
-
-
-def _environment() -> dict[str, str]:
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join((root, os.environ["PYTHONPATH"])) if os.environ.get("PYTHONPATH") else root
-    # glibc would give every large tensor back to the system, and clear its pages again for the next one.
-    keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
-    return {
-        **os.environ,
-        **keep,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-    }
+    os.chdir(folder)  # the configurations name their inputs relative to the folder they are run in
+    run_stage(part.partition("-")[0], config, Path(name), None)

@@ -1,4 +1,4 @@
-"""Runs a stage of training, in one process or several under torchrun; the loop is the same for every stage.
+"""Runs a stage of training, in one process or several (processes.py); the loop is the same for every stage.
 
 All randomness of a step follows from the seed, the step and the process; nothing else is drawn. So a run that is
 resumed goes on as if it had never stopped, and the checkpoint need not hold the state of any random generator.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -253,13 +251,3 @@ def _not_finite(what: str, value: float, step: int, saved: int) -> str:
 def _comparable(settings: Settings) -> dict:
     data = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
     return json.loads(json.dumps(data))
-
-
-def start_processes(device: str | None = None) -> None:
-    """Join torchrun's process group where there is one. device: as in Settings; None is left to the machine."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        cuda = torch.cuda.is_available() and device != "cpu"
-        if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # One process writes checkpoints and sheets while the others wait.
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))

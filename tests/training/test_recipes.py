@@ -1,0 +1,65 @@
+"""A whole model by one command: all stages in processes of their own, stopped by Ctrl-C, and gone on with."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+import miniatures
+from vgt.training import recipes
+from vgt.training.command import STAGES, read_config
+from vgt.training.recipes import CONFIGS, RECIPES, run_all
+from vgt.training.settings import TrainingError
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A miniature of a recipe: a captioner that takes some time, then a tokenizer."""
+    tokenizer = {**miniatures.autoencoder(tmp_path, steps=2), "base": "mini-captioner/base"}
+    configs = {"captioner": miniatures.captioner(steps=60), "autoencoder-1": tokenizer}
+    (tmp_path / "configs").mkdir()
+    for name, config in configs.items():
+        lines = "\n".join(miniatures.toml(config)) + "\n"
+        (tmp_path / "configs" / f"mini-{name}.toml").write_text(lines)
+    monkeypatch.setattr(recipes, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setitem(RECIPES, "mini", tuple(configs))
+    return tmp_path
+
+
+def test_two_processes_train_one_stage_after_the_other_and_stop_at_ctrl_c(recipe, capfd):
+    out = recipe / "out"
+    metrics = out / "mini-captioner" / "metrics.jsonl"
+
+    def interrupt():
+        while not (metrics.parent / "last.pt").is_file():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)  # to this process alone, which hands it on
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all("mini", out, 2)
+    kept = torch.load(metrics.parent / "last.pt", weights_only=True)
+    assert 3 <= kept["step"] == len(miniatures.losses(metrics.parent)) < 60
+    assert "stopped after step" in capfd.readouterr().err
+
+    run_all("mini", out, 2)
+    assert len(miniatures.losses(metrics.parent)) == 60
+    assert (out / "mini-autoencoder-1" / "autoencoder.safetensors").is_file()
+    with pytest.raises(TrainingError, match="mini-captioner ended with status 1; run the same command"):
+        run_all("mini", out, 1)
+    assert "processes was 2, is 1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "drawings"])
+def test_every_stage_of_a_recipe_is_a_command_and_reads_what_the_one_before_it_wrote(recipe):
+    assert recipe in RECIPES
+    done = set()
+    for part in RECIPES[recipe]:
+        assert part.partition("-")[0] in STAGES
+        config = read_config(CONFIGS / f"{recipe}-{part}.toml")
+        inputs = [config[name] for name in ("base", "init", "autoencoder", "model") if name in config]
+        assert {name.partition("/")[0] for name in inputs} <= done
+        done.add(f"{recipe}-{part}")
