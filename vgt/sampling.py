@@ -99,7 +99,7 @@ PRESETS = {
     "balanced": SamplingSettings(
         cfg_schedule="linear", cfg_end=1.0, flow=FlowSettings(10, solver="euler", final_steps=4)
     ),
-    "fast": SamplingSettings(cfg_schedule="linear", cfg_end=0.5, flow=FlowSettings(6, solver="euler", final_steps=2)),
+    "fast": SamplingSettings(cfg_schedule="linear", cfg_end=0.5, flow=FlowSettings(9, solver="euler", final_steps=2)),
 }
 """Ways to use the flow head, by what one wants of it; docs/frontier.md says what they give."""
 
