@@ -16,6 +16,7 @@ from vgt.families import family
 from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.distilled_head import DistilledHead
 from vgt.networks.flow_head import FlowHead
+from vgt.networks.linear import Layers
 from vgt.run.flow import FlowSampler, FlowSettings
 from vgt.run.generation import Generator, draw_noise, generate
 from vgt.sampling import PRESETS, SamplingSettings
@@ -53,7 +54,7 @@ class Row:
 @torch.no_grad()
 def head(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     """Time the flow head at its published size, one token with guidance, 30 steps."""
-    ours = random_weights(FlowHead(FlowHeadConfig(), 1536, device="meta", dtype=dtype), device)
+    ours = random_weights(FlowHead(FlowHeadConfig(), 1536, operations=Layers, device="meta", dtype=dtype), device)
     plain = Head(ours)
     sampler = FlowSampler(ours, FlowSettings(STEPS), device, dtype)
     for tokens in (1, 4, 16):
@@ -82,8 +83,10 @@ def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 
     The distilled heads have random weights, which their time does not depend on.
     """
-    own = random_weights(FlowHead(FlowHeadConfig(), 1536, device="meta", dtype=dtype), device)
-    jumping = random_weights(DistilledHead(FlowHeadConfig(), 1536, device="meta", dtype=dtype), device)
+    own = random_weights(FlowHead(FlowHeadConfig(), 1536, operations=Layers, device="meta", dtype=dtype), device)
+    jumping = random_weights(
+        DistilledHead(FlowHeadConfig(), 1536, operations=Layers, device="meta", dtype=dtype), device
+    )
     condition, noise = torch.randn(2, 1536, device=device, dtype=dtype), torch.randn(1, STEPS, 32, device=device)
     plain = Head(own)
     contenders = {"baseline": lambda: plain.sample(condition, noise, CFG, STEPS)}

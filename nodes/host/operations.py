@@ -5,6 +5,8 @@ from __future__ import annotations
 import comfy.ops
 import torch
 
+from ...vgt.networks import linear
+
 
 class _OwnStateDict:
     """Newer hosts with dynamic VRAM make Linear and Embedding without their weights until a state dict brings them,
@@ -18,7 +20,7 @@ class _OwnStateDict:
 class Operations(comfy.ops.disable_weight_init):
     """The host's layers."""
 
-    class Linear(_OwnStateDict, comfy.ops.disable_weight_init.Linear):
+    class Linear(_OwnStateDict, comfy.ops.disable_weight_init.Linear, linear.Linear):
         pass
 
     class Embedding(_OwnStateDict, comfy.ops.disable_weight_init.Embedding):

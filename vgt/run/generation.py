@@ -14,6 +14,7 @@ from ..config import LATENT_CHANNELS, GeneratorConfig
 from ..families import family as find_family
 from ..networks.distilled_head import DistilledHead
 from ..networks.flow_head import FlowHead
+from ..networks.linear import Layers
 from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
@@ -73,7 +74,7 @@ class Generator(nn.Module):
         self.position_queries = PositionQueries(width, config.grid, **factory)
         self.image_in_projector = operations.Linear(LATENT_CHANNELS, width, **factory)
         self.image_out_projector = operations.Linear(width, width, **factory)
-        head_operations = head_operations or operations
+        head_operations = head_operations or (Layers if operations is nn else operations)
         self.flow_head = FlowHead(config.flow_head, width, operations=head_operations, **factory)
         self.distilled_head: DistilledHead | None = None
         if config.distilled_head is not None:
