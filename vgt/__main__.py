@@ -1,4 +1,4 @@
-"""The command line: python -m vgt convert | generate | merge | reconstruct | train | evaluate."""
+"""The command line: python -m vgt convert | generate | merge | reconstruct | latent-rgb | train | evaluate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .arguments import add_settings, read_settings, read_strength
 from .files.hub import HubError
-from .picture_files import FORMATS, check_writable, picture_paths, read_picture, write_picture
+from .picture_files import FORMATS, check_writable, picture_paths, read_picture, whole_tokens, write_picture
 from .steering_arguments import add_steering, read_steering, write_latent
 
 
@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("output", type=Path, help=f"the picture to write ({', '.join(FORMATS)})")
     _add_force(reconstruct)
     reconstruct.set_defaults(run=_reconstruct)
+
+    latent_rgb = commands.add_parser("latent-rgb", help="write a model that shows previews without its decoder too")
+    latent_rgb.add_argument("model", type=Path, help="a model file, or a folder in the published layout")
+    latent_rgb.add_argument("pictures", type=Path, help="a folder of pictures as the model's; a hundred will do")
+    latent_rgb.add_argument("out", type=Path, help="the .safetensors file to write")
+    latent_rgb.set_defaults(run=_latent_rgb)
 
     from .evaluation import command as evaluation
     from .training import command as training
@@ -207,22 +213,20 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _reconstruct(options) -> None:
-    import torch
+def _latent_rgb(options) -> None:
+    from .latent_rgb import add_to_file
 
+    count = add_to_file(options.model, options.pictures, options.out)
+    print(f"{options.out}, with colours learnt from {count} pictures")
+
+
+def _reconstruct(options) -> None:
     from .model import to_image
 
     image = read_picture(options.image)
     (path,) = picture_paths(options.output, 1, options.force)
     model = _load(options)
-    side = model.config.token_pixels
-    width, height = image.width // side * side, image.height // side * side
-    if not width or not height:
-        raise ValueError(f"{options.image} is {image.width}x{image.height}; it must be at least {side}x{side}.")
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    image = image.crop((left, top, left + width, top + height))
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, height, width, 3).movedim(-1, 1)
-    original = pixels / 255
+    original = whole_tokens(image, model.config.token_pixels, options.image)
     decoded = model.decode(model.encode(original)).cpu()
     write_picture(to_image(decoded[0]), path)
     error = (((decoded + 1) / 2).clamp(0, 1) - original).square().mean()

@@ -61,3 +61,19 @@ def read_picture(path: Path):
             return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is no picture that can be read; give a PNG, JPEG or WebP.") from error
+
+
+def whole_tokens(image, token_pixels: int, path: Path):
+    """A PIL image, RGB, as pixels [1, 3, H, W] in [0, 1], cropped around its centre to whole tokens.
+
+    Raises ValueError, naming `path`, for one smaller than a token.
+    """
+    import torch
+
+    width, height = (side // token_pixels * token_pixels for side in image.size)
+    if not width or not height:
+        raise ValueError(f"{path} is {image.width}x{image.height}; it must be at least {token_pixels}x{token_pixels}.")
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    image = image.crop((left, top, left + width, top + height))
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, height, width, 3)
+    return pixels.movedim(-1, 1) / 255

@@ -16,6 +16,7 @@ import torch
 from ...vgt.families import family
 from ...vgt.files import hub
 from ...vgt.files.reading import convert, read_checkpoint
+from ...vgt.latent_rgb import LatentRGB
 from ...vgt.model import build_autoencoder, build_generator, build_tokenizer
 from ...vgt.prompt import PromptTokenizer
 from ...vgt.sampling import SamplingSettings
@@ -48,6 +49,8 @@ class VGTModel:
     vae: VGTVAE
     recommended: SamplingSettings
     """How the model's maker would draw."""
+    latent_rgb: LatentRGB | None = None
+    """For previews without the VAE."""
 
     @property
     def token_pixels(self) -> int:
@@ -129,7 +132,7 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
         # The flow head is small and read in every flow step: in float8 it would be cast 30 times a token.
         generator = build_generator(checkpoint, dtype=compute, operations=operations, head_operations=Operations)
         patcher = generator_patcher(generator)
-    return VGTModel(name, patcher, tokenizer, vae, checkpoint.recommended), vae
+    return VGTModel(name, patcher, tokenizer, vae, checkpoint.recommended, checkpoint.latent_rgb), vae
 
 
 def _vae_patcher(name: str, dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -94,7 +94,7 @@ class VGTVAE(comfy.sd.VAE):
         else:
             missing = self.patcher.model_size() - self.patcher.loaded_size()
         if self.device.type != "cpu" and free_memory(self.patcher) < 1.1 * missing + room_for(needed):
-            logging.info("VGT: no previews, since there is no room for the VAE beside the model.")
+            logging.info("VGT: previews go without the VAE, for which there is no room beside the model.")
             return False
         memory.load_models_gpu([self.patcher], memory_required=needed)
         return True

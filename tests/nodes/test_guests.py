@@ -53,6 +53,39 @@ print(json.dumps([len(tried), list(latent.shape), report._done]))
     assert said == [1, [1, 32, 2, 2], 4]
 
 
+def test_without_the_vae_previews_show_each_tokens_colour(say):
+    """Where it fails, is slow or has no room, and the model file holds a matrix."""
+    said = say("""
+decodes = []
+def decode(latent):
+    decodes.append(1)
+    raise RuntimeError("no room for a picture")
+
+def shown(slow=None, room=True):
+    report = progress.ProgressReport(model, 4)
+    if slow is not None:
+        report.SLOW = slow
+    model.vae.make_ready = lambda *_: room
+    pictures = []
+    report._bar.update_absolute = lambda done, preview=None: pictures.append(preview and list(preview[1].size))
+    report._preview_is_due = lambda: report._previews
+    report.begin((2, 2), 0)
+    settings = SamplingSettings(56, 56, seed=3, cfg=3.0, flow=vgt.FlowSettings(steps=3))
+    generate(model.patcher.model, model.tokenizer, "a cat", settings=settings, progress=report)
+    return pictures
+
+model.latent_rgb = ((0.1, 0.2, 0.3),) * 33
+memory.load_models_gpu([model.patcher, vae.patcher])
+whole = vae.first_stage_model.decode
+vae.first_stage_model.decode = lambda latent: (decodes.append(1), whole(latent))[1]
+found = [(shown(slow=60), len(decodes)), (shown(slow=0), len(decodes)), (shown(room=False), len(decodes))]
+vae.first_stage_model.decode = decode
+print(json.dumps([*found, (shown(), len(decodes))]))
+""")
+    pictures = [[56, 56]] * 4
+    assert said == [[pictures, 4], [pictures, 5], [pictures, 5], [pictures, 6]]
+
+
 def test_the_host_says_what_the_vae_computes_in(say):
     """Of its own accord, and by a flag whatever the Loader says; else a chosen dtype is what was chosen."""
     said = say("""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..latent_rgb import LatentRGB
 from ..sampling import SamplingSettings
 from .layout import StackedRows
 
@@ -34,6 +35,8 @@ class Checkpoint:
     """How the model's maker would draw; what is open in it is as published."""
     vocabulary: tuple[str, ...] | None = None
     """The words that its training's captions use, in lower case; None where they were not counted."""
+    latent_rgb: LatentRGB | None = None
+    """The colour of a token as a linear function of its latent, for previews; None where it was not fitted."""
     attribution: str | None = None
     """Whose pictures it was trained on, and their licences, where those ask to be named."""
 

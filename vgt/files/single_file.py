@@ -1,7 +1,8 @@
 """The single-file format: one .safetensors with everything of a model.
 
 All tensors under our module names, the configuration as JSON under `vgt.config` in the metadata, how its maker would
-draw under `vgt.recommended`, the words its training knew under `vgt.vocabulary`, and the tokenizer as a uint8 tensor
+draw under `vgt.recommended`, the words its training knew under `vgt.vocabulary`, a matrix for previews under
+`vgt.latent_rgb` (latent_rgb.py), and the tokenizer as a uint8 tensor
 `tokenizer.json`.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig, UnknownModel
+from ..latent_rgb import LatentRGB, checked
 from ..sampling import SamplingSettings
 from .checkpoint import Checkpoint, CheckpointError
 from .config_check import check_config
@@ -25,6 +27,7 @@ from .layout import StackedRows
 CONFIG_KEY = "vgt.config"
 RECOMMENDED_KEY = "vgt.recommended"
 VOCABULARY_KEY = "vgt.vocabulary"
+LATENT_RGB_KEY = "vgt.latent_rgb"
 ATTRIBUTION_KEY = "vgt.attribution"
 TOKENIZER_KEY = "tokenizer.json"
 
@@ -68,6 +71,8 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
         metadata[RECOMMENDED_KEY] = json.dumps(recommended)
     if checkpoint.vocabulary is not None:
         metadata[VOCABULARY_KEY] = json.dumps(checkpoint.vocabulary)
+    if checkpoint.latent_rgb is not None:
+        metadata[LATENT_RGB_KEY] = json.dumps(checkpoint.latent_rgb)
     if checkpoint.attribution:
         metadata[ATTRIBUTION_KEY] = checkpoint.attribution
     return metadata
@@ -111,8 +116,16 @@ def from_single_file(path: Path, metadata: dict[str, str], tensors: dict[str, Te
     if tokenizer is not None and tokenizer.dtype != torch.uint8:
         raise CheckpointError(f"{path.name} holds a {TOKENIZER_KEY} that is no text.")
     tokenizer_json = None if tokenizer is None else tokenizer.numpy().tobytes()
+    latent_rgb = _matrix(path, metadata.get(LATENT_RGB_KEY))
     attribution = metadata.get(ATTRIBUTION_KEY)
-    return Checkpoint(path, config, tensors, tokenizer_json, recommended, vocabulary, attribution)
+    return Checkpoint(path, config, tensors, tokenizer_json, recommended, vocabulary, latent_rgb, attribution)
+
+
+def _matrix(path: Path, text: str | None) -> LatentRGB | None:
+    try:
+        return None if text is None else checked(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} holds a {LATENT_RGB_KEY} that cannot be used ({error}).") from error
 
 
 def _words(path: Path, text: str | None) -> tuple[str, ...] | None:
