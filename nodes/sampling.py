@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..vgt.config import LATENT_CHANNELS
+from ..vgt.run.beginning import Beginning
 from ..vgt.run.control import Change, Region
 from ..vgt.run.record import RunRecord
 from ..vgt.sampling import SamplingSettings
@@ -23,6 +24,8 @@ from .host.vae import RATIO, check_latent, nearest_multiple, say_ratio
 
 STOPPED = "vgt_stopped"
 """Entry of a LATENT whose run stopped early: the name of the model that draws it."""
+BEGINNING = "vgt_beginning"
+"""Another one: the LoRAs that were loaded, as the host names them, and what the run keeps for going on."""
 
 
 def sample(
@@ -99,6 +102,11 @@ def sample(
     groups = _rows_by_mask(masks)
     drawn = sum(int(masks[rows[0]].sum()) for rows in groups)
     begun_with = latent.pop(STOPPED, None)
+    loras, beginning = latent.pop(BEGINNING, (None, None))
+    if loras != model.patcher.patches_uuid:
+        beginning = None
+    # a copy: the one that came may be read again
+    beginning = Beginning() if beginning is None else replace(beginning)
     if begun_with not in (None, model.name):
         logging.warning("VGT: the latent was begun with another model; it is taken for a picture to repaint.")
     steering = {
@@ -130,6 +138,7 @@ def sample(
                 mask=None if mask.all() else mask,
                 batch_index=[indices[row] for row in rows],
                 record=record,
+                beginning=beginning if len(groups) == 1 else None,
                 **steering,
             ).to(out)
             for index, row in enumerate(rows):
@@ -141,6 +150,7 @@ def sample(
         left = (out == 0).all(dim=1, keepdim=True)
         latent["noise_mask"] = left.float().repeat_interleave(side, 2).repeat_interleave(side, 3)
         latent[STOPPED] = model.name
+        latent[BEGINNING] = model.patcher.patches_uuid, beginning
     elif begun_with:
         del latent["noise_mask"]  # nothing is left
     size = max((picture.shape for picture in pictures), key=lambda shape: shape[0])

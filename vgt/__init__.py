@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load": "model",
     "BadFile": "files.transfer",
+    "Beginning": "run.beginning",
     "DiskFull": "files.transfer",
     "HubError": "files.transfer",
     "LoraError": "files.lora",
@@ -22,6 +23,7 @@ _EXPORTS = {
 
 __all__ = [
     "BadFile",
+    "Beginning",
     "Change",
     "CheckpointError",
     "DiskFull",

@@ -18,6 +18,7 @@ from .files.reading import read_checkpoint
 from .files.sizes import LayoutError
 from .networks.autoencoder import Autoencoder
 from .prompt import PromptTokenizer
+from .run.beginning import Beginning
 from .run.control import Change, Region
 from .run.generation import Generator, Progress, generate
 from .run.record import RunRecord
@@ -85,6 +86,7 @@ class Model:
         order_map: Tensor | None = None,
         stop_at: float = 1.0,
         record: RunRecord | None = None,
+        beginning: Beginning | None = None,
         graphs: bool = True,
         progress: Callable[[Progress], None] | None = None,
         **settings,
@@ -112,6 +114,7 @@ class Model:
             order_map=order_map,
             stop_at=stop_at,
             record=record,
+            beginning=beginning,
             device=self.device,
             graphs=graphs,
             progress=progress,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...vgt.config import LATENT_CHANNELS
 from ...vgt.run import generation
+from ...vgt.run.beginning import Beginning
 from ...vgt.run.flow import MODULATION_ROWS
 from ...vgt.run.plan import group_sizes
 from ...vgt.run.record import RunRecord
@@ -30,6 +31,7 @@ def generate(
     mask: Tensor | None,
     batch_index: list[int],
     record: RunRecord,
+    beginning: Beginning | None = None,
     **steering,
 ) -> Tensor:
     """vgt.run.generation.generate on the host's device. A batch that does not fit is drawn in two halves.
@@ -56,6 +58,7 @@ def generate(
                 mask=mask,
                 batch_index=batch_index,
                 record=record,
+                beginning=beginning,
                 **steering,
                 device=device,
                 graphs=not is_paged(patcher),

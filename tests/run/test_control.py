@@ -123,6 +123,53 @@ def test_a_stopped_run_goes_on_bit_for_bit(model, tokens_per_step, grouping, dec
     assert model.generate(prompts, latent=further, **settings).equal(whole)
 
 
+@pytest.mark.parametrize("tokens_per_step, grouping", [(1, "uniform"), (3, "uniform"), (4, "cosine")])
+@pytest.mark.parametrize("decoding", ["published", "training-consistent"])
+def test_what_a_stopped_run_keeps_spares_reading_and_changes_nothing(model, tokens_per_step, grouping, decoding):
+    settings = {**SMALL, "tokens_per_step": tokens_per_step, "grouping": grouping, "decoding": decoding}
+    prompts = ["a red circle", "two cats and a dog"]
+    whole = model.generate(prompts, **settings)
+    beginning = vgt.Beginning()
+    part = model.generate(prompts, stop_at=0.3, beginning=beginning, **settings)
+    part = model.generate(prompts, latent=part, stop_at=0.3, beginning=beginning, **settings)
+    fed = []
+    hook = model.generator.language_model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].shape))
+    try:
+        done = model.generate(prompts, latent=part, beginning=beginning, **settings)
+    finally:
+        hook.remove()
+    assert done.equal(whole)
+    assert len(fed) == len(beginning.plan.steps) - beginning.steps
+    alone = model.generate(prompts[1], latent=part[1:], beginning=beginning, batch_index=[1], **settings)
+    if decoding == "training-consistent":  # padding that a shorter prompt has beside a longer one counts in the other
+        torch.testing.assert_close(alone, whole[1:], rtol=0, atol=1e-4)
+
+
+def test_what_a_stopped_run_keeps_is_not_taken_for_another(model):
+    settings = {**SMALL, "decoding": "training-consistent"}
+    beginning = vgt.Beginning()
+    part = model.generate("a red circle", stop_at=0.4, beginning=beginning, **settings)
+    changed = torch.where(part == 0, 0, part + 0.5)
+    for prompt, latent in (("a blue star", part), ("a red circle", changed)):
+        want = model.generate(prompt, latent=latent, **settings)
+        assert model.generate(prompt, latent=latent, beginning=beginning, **settings).equal(want)
+    other = vgt.load(recorded.FIXTURES / "internvl3")
+    assert beginning.begun(other.generator, part, (part == 0).all(dim=1)[0], [0]) is None
+
+
+@pytest.mark.parametrize("decoding", ["published", "training-consistent"])
+def test_the_rest_of_a_stopped_run_may_be_drawn_otherwise(model, decoding):
+    """All the rest at once: as where the tokens so far are read in one pass, but for the model's own way to count."""
+    settings = {**SMALL, "decoding": decoding, "cfg": 1.0}
+    beginning = vgt.Beginning()
+    part = model.generate("a red circle", stop_at=0.4, beginning=beginning, **settings)
+    rest = {**settings, "tokens_per_step": 99}
+    got = model.generate("a red circle", latent=part, beginning=beginning, **rest)
+    assert got.equal(torch.where(part == 0, got, part)) and (got != 0).any(dim=1).all()
+    if decoding == "training-consistent":
+        torch.testing.assert_close(got, model.generate("a red circle", latent=part, **rest), rtol=0, atol=1e-4)
+
+
 def test_a_stopped_run_goes_on_with_regions_and_changes(model):
     steering = {
         "regions": [Region("a dog", half(1), feather=1)],

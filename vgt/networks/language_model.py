@@ -32,6 +32,11 @@ class KVCache:
         self.keys.zero_()
         self.values.zero_()
 
+    def load(self, keys: Tensor, values: Tensor) -> None:
+        """Fill the first slots with keys and values [depth, rows, kv_heads, n, head_width] of an earlier run."""
+        self.keys[..., : keys.shape[3], :].copy_(keys)
+        self.values[..., : values.shape[3], :].copy_(values)
+
     def write(self, layer: int, slot: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k, v [rows, kv_heads, m, head_width] at slots slot … slot+m-1 and return all up to there; or, slot being
         int64 [m], at those slots, and return the whole cache. Fewer rows than it has are its first ones.

@@ -18,6 +18,7 @@ from ..networks.linear import Layers
 from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
+from .beginning import Beginning
 from .control import Change, Region
 from .flow import FlowSampler, FlowSettings
 from .graphs import GraphCache
@@ -109,6 +110,7 @@ def generate(
     order_map: Tensor | None = None,
     stop_at: float = 1.0,
     record: RunRecord | None = None,
+    beginning: Beginning | None = None,
     device: torch.device | str | None = None,
     graphs: bool = True,
     progress: Callable[[Progress], None] | None = None,
@@ -131,6 +133,8 @@ def generate(
         order_map: [h, w]; the brightest tokens are drawn first, equal ones in the order of the settings.
         stop_at: the share of the tokens to draw at which the run ends, with zeros where nothing is drawn yet.
         record: filled in as the run goes, for a picture of it.
+        beginning: filled in when the run stops. Given again together with what is drawn, it spares reading that token
+            by token. The result is the same, and settings may differ for the rest.
         device: where to compute; the device of the weights when None.
         graphs: replay the steps as CUDA graphs where the weights lie on a CUDA device: the same, with fewer launches.
         progress: called after each step; what it raises ends the run.
@@ -150,12 +154,15 @@ def generate(
         mask = check_repaint(latent, mask, batch, h, w)
         if not mask.any():
             return latent.to(device, torch.float32)
+    images = range(batch) if batch_index is None else batch_index
     steering = {"regions": regions, "changes": changes, "order_map": order_map, "stop_at": stop_at}
     wanted = None if latent is None else mask
+    if wanted is not None and beginning is not None:
+        steering["begun"] = beginning.begun(generator, latent, wanted, images)
     planned = plan_run(generator, tokenizer, prompts, negative, settings, wanted, **steering)
     plan, given, last = planned.plan, planned.plan.given, planned.last
     if noise is None:
-        noise = draw_noise(settings.seed, range(batch) if batch_index is None else batch_index, h * w, flow.steps)
+        noise = draw_noise(settings.seed, images, h * w, flow.steps)
     elif noise.shape != (batch, h * w, flow.steps, LATENT_CHANNELS):
         raise ValueError(
             f"noise is {list(noise.shape)}; for {batch} images of {h * w} tokens and {flow.steps} steps it must be "
@@ -183,11 +190,16 @@ def generate(
     seen = torch.zeros(h * w, dtype=torch.bool)
     seen[known] = True
     done, total = 0, sum(len(step.group) for step in plan.steps[given : last + 1])
+    kept = beginning.cache(plan, planned.ids, images) if steering.get("begun") else None
     with _walker(fresh, graphs) as token_step:
+        if kept is not None:
+            token_step.cache.load(*kept)
         latents = token_step.run.latents.transpose(1, 2).unflatten(2, (h, w))
         for index, (step, own) in enumerate(zip(plan.steps[: last + 1], inputs)):
             first = index == 0
             if index < given:
+                if kept is not None:
+                    continue
                 token_step.read_first(own, text_embeds) if first else token_step.read(own, step.slot)
                 continue
             token_step.first(own, text_embeds) if first else token_step(own, step.slot)
@@ -197,6 +209,8 @@ def generate(
                 progress(Progress(done, total, latents, seen.view(h, w)))
         if record is not None:
             record.spread = token_step.run.spread.cpu()
+        if beginning is not None and last + 1 < len(plan.steps):
+            beginning.fill(generator, plan, last + 1, images, planned.ids, token_step.run, token_step.cache)
         return latents.clone(memory_format=torch.contiguous_format)
 
 

@@ -17,6 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ..networks.language_model import KVCache
 from .plan import Plan
 from .token_step import RunTensors, StepInputs, TokenStep
 
@@ -43,6 +44,10 @@ class GraphedSteps:
     @property
     def run(self) -> RunTensors:
         return self.step.run
+
+    @property
+    def cache(self) -> KVCache:
+        return self.step.cache
 
     def first(self, inputs: StepInputs, text: Tensor) -> None:
         self.step.first(inputs, text)

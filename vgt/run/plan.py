@@ -189,6 +189,7 @@ def make_plan(
     flow_steps: Sequence[int] = (),
     decoding: str = "published",
     grouping: str = "uniform",
+    begun: Sequence[Step] = (),
 ) -> Plan:
     """Plan a run.
 
@@ -200,6 +201,7 @@ def make_plan(
         counts_padding: published decoding counts positions from the padded text instead of running on row by row.
         known: places whose latents are given, in feeding order; the first step feeds them as query and latent.
         given, prompts, mixes, rows, flow_steps: see Plan.
+        begun: steps of an earlier run, with which this one begins whatever its own settings are.
     """
     if decoding not in DECODINGS:
         raise ValueError(f"decoding is {decoding!r}; it must be one of {', '.join(DECODINGS)}.")
@@ -207,10 +209,12 @@ def make_plan(
     padded = max(lengths)
     isolated = decoding == "training-consistent"
     if isolated:
-        steps = _consistent_steps(groups, padded, start, tuple(known))
+        steps = _consistent_steps(groups, padded, start, tuple(known), tuple(begun))
     else:
         growing = grouping != "uniform"
-        steps = _published_steps(groups, padded, start, tuple(known), tokens_per_step > 1, counts_padding, growing)
+        form = tokens_per_step > 1, counts_padding, growing
+        steps = _published_steps(groups, padded, start, tuple(known), *form, tuple(begun))
+    steps = [*begun, *steps]
     return Plan(
         tuple(steps),
         tuple(lengths),
@@ -231,18 +235,22 @@ def _pairs(places: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     return (QUERY + LATENT) * len(places), tuple(place for place in places for _ in range(2))
 
 
-def _published_steps(groups, padded, start, known, accelerated, counts_padding, growing):
-    kinds, places = _pairs(known)
-    first = groups[0]
-    inputs = len(kinds) + len(first)
-    positions = tuple(range(start, start + inputs))
-    yield Step(kinds + QUERY * len(first), places + first, positions, True, 0, first)
-    slot = padded + start + inputs
-    running = start + inputs
-    fed = 0
-    for index, group in enumerate(groups[1:], start=1):
-        last = groups[index - 1]
-        kinds, places = _pairs(last) if accelerated else (LATENT * len(last), last)
+def _published_steps(groups, padded, start, known, accelerated, counts_padding, growing, begun):
+    if begun:
+        last, again = begun[-1].group, len(begun[-1].group) > 1
+        text = padded + start if len(begun) == 1 else 0
+        slot = begun[-1].slot + text + len(begun[-1].kinds)
+        fed = sum(len(step.kinds) for step in begun[1:])
+        running = start + sum(len(step.kinds) for step in begun)
+        growing = True  # the steps are of two sizes
+    else:
+        kinds, places = _pairs(known)
+        last, *groups = groups
+        inputs = len(kinds) + len(last)
+        yield Step(kinds + QUERY * len(last), places + last, tuple(range(start, start + inputs)), True, 0, last)
+        again, slot, fed, running = accelerated, padded + start + inputs, 0, start + inputs
+    for index, group in enumerate(groups, start=len(begun) or 1):
+        kinds, places = _pairs(last) if again else (LATENT * len(last), last)
         inputs = len(kinds) + len(group)
         fed += inputs
         offset = running
@@ -254,12 +262,17 @@ def _published_steps(groups, padded, start, known, accelerated, counts_padding, 
         yield Step(kinds + QUERY * len(group), places + group, positions, not counts_padding, slot, group)
         slot += inputs
         running += inputs
+        last, again = group, accelerated
 
 
-def _consistent_steps(groups, padded, start, known):
+def _consistent_steps(groups, padded, start, known, begun):
     kinds, places = _pairs(known)
     at = start  # the next free position, counted from the end of the row's text; its slot is padded + at
-    for index, group in enumerate(groups):
+    if begun:
+        at = begun[-1].positions[-1] + 1
+        kinds, places = _pairs(begun[-1].group)
+        kinds, places = kinds[1:], places[1:]
+    for index, group in enumerate(groups, start=len(begun)):
         slot = padded + at if index else 0
         positions = tuple(range(at, at + len(kinds)))
         at += len(kinds)

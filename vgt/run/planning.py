@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
 from .control import Change, Region, cfg_scales, check_changes, prompt_mixes
 from .order import draw_order
-from .plan import Plan, cut_groups, make_plan
+from .plan import Plan, Step, cut_groups, make_plan
 
 if TYPE_CHECKING:
     from .generation import Generator
@@ -46,11 +46,13 @@ def plan_run(
     changes: Sequence[Change],
     order_map: Tensor | None,
     stop_at: float,
+    begun: Plan | None = None,
 ) -> PlannedRun:
     """Plan a run; the arguments are those of generation.generate.
 
-    settings: complete. wanted: bool [h, w], True where to draw, somewhere at least; None: everywhere. Raises ValueError
-    when an argument is out of range.
+    settings: complete. wanted: bool [h, w], True where to draw, somewhere at least; None: everywhere. begun: the plan
+    of a run that drew just what is known; where these settings would have drawn it otherwise, they hold for the rest.
+    Raises ValueError when an argument is out of range.
     """
     if not 0 < stop_at <= 1:
         raise ValueError(f"stop_at is {stop_at}; it must lie between 0 (not included) and 1.")
@@ -58,13 +60,19 @@ def plan_run(
     h, w = grid = token_grid(generator, settings)
     order_seed = settings.seed if settings.order_seed is None else settings.order_seed
     drawn, known, given = draw_order(h, w, settings.order, order_seed, order_map), [], 0
+    earlier: list[Step] = []
     if wanted is not None:
         wanted = wanted.flatten().tolist()
         given = _leading_groups(cut_groups(drawn, settings.tokens_per_step, settings.grouping), wanted)
         if not given:
             known = [place for place in drawn if not wanted[place]]
             drawn = [place for place in drawn if wanted[place]]
+            if begun is not None and begun.isolated == (settings.decoding == "training-consistent"):
+                known = list(begun.known)
+                earlier = _steps_that_drew(begun, wanted)
+                given = len(earlier)
     groups = cut_groups(drawn, settings.tokens_per_step, settings.grouping)
+    groups = [*(step.group for step in earlier), *groups]
     shares = _shares(groups, len(known), h * w)
     scales = cfg_scales(published_scales(settings.cfg, settings.cfg_schedule, len(groups)), shares, changes)
     scales = [1.0 if share >= settings.cfg_end else scale for scale, share in zip(scales, shares)]
@@ -86,6 +94,7 @@ def plan_run(
         flow_steps=[flow.steps_at(share) for share in shares] if flow.final_steps else (),
         decoding=settings.decoding,
         grouping=settings.grouping,
+        begun=earlier,
     )
     positions = int(plan.positions().max()) + 1
     if positions > generator.config.language.max_positions:
@@ -140,6 +149,11 @@ def _leading_groups(groups: list[tuple[int, ...]], wanted: list[bool]) -> int:
             return 0
         known -= len(group)
     return 0
+
+
+def _steps_that_drew(begun: Plan, wanted: list[bool]) -> list[Step]:
+    """The first steps of a plan, as far as what they draw is known."""
+    return list(takewhile(lambda step: not any(wanted[place] for place in step.group), begun.steps))
 
 
 def _shares(groups: list[tuple[int, ...]], known: int, tokens: int) -> list[float]:
