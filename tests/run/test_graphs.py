@@ -72,6 +72,16 @@ def test_a_run_of_the_same_kind_captures_nothing_new(model, captures):
     assert (replayed - eager).abs().max() < 1e-5
 
 
+def test_what_a_stopped_run_keeps_goes_on_in_graphs(model, captures):
+    settings = {"prompts": ["a red circle", "a star"], "seed": 3, **SMALL}
+    beginning = vgt.Beginning()
+    part = model.generate(stop_at=0.4, beginning=beginning, **settings)
+    replayed = model.generate(latent=part, beginning=beginning, **settings)
+    eager = model.generate(graphs=False, **settings)
+    assert captures
+    assert (replayed - eager).abs().max() < 1e-5
+
+
 def test_steps_that_fall_and_guidance_that_ends_have_graphs_of_their_own(model, captures):
     falling = vgt.FlowSettings(3, final_steps=1)
     for kind in ({"flow": falling}, {"cfg_end": 0.5}, {"flow": falling, "cfg_end": 0.5}):
