@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import vgt
 from benchmarks import convergence
-from miniatures import HELD_OUT, LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, training
+from miniatures import HELD_OUT, LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, toml, training
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.evaluation import results
 from vgt.families import family
@@ -104,22 +104,27 @@ def test_muon_trains_maps_between_hidden_states_and_adamw_the_rest():
     assert len(alone.param_groups[0]["params"]) == 5
 
 
-def test_generators_are_scored_as_they_learn_on_a_plain_autoencoder_as_good(base, tokenizer, tmp_path):
-    sizes = autoencoder_command.read_checkpoint(tokenizer / autoencoder_command.FILE).config.autoencoder
-    settings = Settings(4, 4, 1e-3, sheet_every=1)
-    data, held_out = open_data(SCENES, captions=False), open_data(HELD_OUT, captions=False)
-    parts = sizes, data, held_out
-    with pytest.raises(ValueError, match=r"rebuilds with .* dB after 4 steps, not 90.00"):
-        convergence.plain_autoencoder(*parts, 90.0, tmp_path / "plain", settings)
-    plain = convergence.plain_autoencoder(*parts, 1.0, tmp_path / "plain", settings)
-    assert plain.encode(torch.rand(1, 3, 56, 84)).shape == (1, 32, 2, 3)
-    world = convergence.World(8, 6, Settings(2, 4, 1e-3, sheet_every=1), convergence.WORLDS["tiny"].scored)
-    small, score = load_base(base / "base", layers=1), world.scored(tmp_path)
-    for seed in (5, 6):
-        place = tmp_path / f"scores {seed}"
-        convergence.converge("plain", plain, sizes, small, SCENES, world, score, place, seed)
-        curve = results.lines(results.read([place]), "training_step")
-        assert [step for step, _ in curve[f"plain, seed {seed}"]] == [1, 2]
+def test_generators_are_scored_as_they_learn_on_a_plain_autoencoder_as_good(base, tokenizer, tmp_path, monkeypatch):
+    """The whole comparison in miniature, in the folder of a recipe of that name."""
+    for part, config in (("autoencoder-1", autoencoder(base)), ("generator-1", generator(base, tokenizer))):
+        (tmp_path / f"mini-{part}.toml").write_text("\n".join(toml({**config, "generator": {}})))
+    for name, folder in (("mini-captioner", base), ("mini-autoencoder-3", tokenizer)):
+        (tmp_path / name).symlink_to(folder, target_is_directory=True)
+    small = Settings(2, 4, 1e-3, sheet_every=1)
+    world = convergence.World(8, 6, small, convergence.WORLDS["tiny"].scored)
+    for name, value in (("CONFIGS", tmp_path), ("LAYERS", 1), ("TOKENIZER", small), ("WITHIN", -90.0)):
+        monkeypatch.setattr(convergence, name, value)
+    monkeypatch.setitem(convergence.WORLDS, "mini", world)
+    with pytest.raises(ValueError, match=r"rebuilds with .* dB after 2 steps, not "):
+        convergence.compare("mini", tmp_path, 2)
+    monkeypatch.setattr(convergence, "WITHIN", 90.0)
+    convergence.compare("mini", tmp_path, 2)
+    read = results.read(sorted((tmp_path / "convergence").glob("*[0-9]")))
+    curves = results.lines(read, "training_step")
+    labels = [f"{kind}, seed {seed}" for kind in ("VGT-AE", "plain autoencoder") for seed in (5, 6)]
+    assert {label: [step for step, _ in curve] for label, curve in curves.items()} == {
+        label: [1, 2] for label in labels
+    }
 
 
 def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):
