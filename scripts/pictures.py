@@ -96,17 +96,16 @@ def draw_graphs(host):
     host.post("/settings/Comfy.TutorialCompleted", True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        page = browser.new_page(viewport={"width": 1600, "height": 980})
+        page = browser.new_page(viewport={"width": 1600, "height": 1120})
         page.set_default_timeout(300_000)
         interface = Interface(host, page)
         interface.open_template("VGT-1-text-to-image")
         interface.set("VGTARSampler", seed=SEED)
         interface.run()
         interface.pictures()
-        page.wait_for_timeout(3000)
-        save(
-            screenshot_of_graph(page, interface).resize((1100, 620), Image.LANCZOS), HELP / "VGTLoader" / "picture.jpg"
-        )
+        page.wait_for_timeout(12_000)  # until the host's note that the run is over has gone
+        picture = screenshot_of_graph(page, interface, height=940)
+        save(picture.resize((1100, 834), Image.LANCZOS), HELP / "VGTLoader" / "picture.jpg")
         interface.open_template("VGT-9-published-weights-4-GB")
         page.wait_for_timeout(3000)
         picture = thumbnails.thumbnail([screenshot_of_graph(page, interface)])
@@ -114,11 +113,11 @@ def draw_graphs(host):
         browser.close()
 
 
-def screenshot_of_graph(page, interface):
-    """Take a screenshot of the canvas around the groups of a graph that is about 1260 wide and 760 high."""
+def screenshot_of_graph(page, interface, height=740):
+    """Take a screenshot of the canvas around a graph that is about 1260 wide and 760 high; 980 with a preview."""
     interface.look(0.95)
     page.wait_for_timeout(1500)
-    area = {"x": 80, "y": 120, "width": 1240, "height": 740}
+    area = {"x": 80, "y": 120, "width": 1240, "height": height}
     return Image.open(io.BytesIO(page.screenshot(clip=area, animations="disabled"))).convert("RGB")
 
 
