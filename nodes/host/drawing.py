@@ -66,6 +66,9 @@ def generate(
             )
     except Exception as error:
         if not is_out_of_memory(error):
+            if is_device_lost(error):
+                reason = str(error).partition("\n")[0].rstrip(".")
+                raise RuntimeError(f"The device failed while it drew ({reason}); start ComfyUI again.") from error
             raise
         patcher.model.graphs.clear()
         if len(prompts) == 1:
@@ -92,6 +95,12 @@ def is_out_of_memory(error: Exception) -> bool:
     """Newer hosts know more forms of it than one exception; of a CUDA graph it is a RuntimeError."""
     known = memory.is_oom(error) if hasattr(memory, "is_oom") else isinstance(error, memory.OOM_EXCEPTION)
     return known or (isinstance(error, RuntimeError) and "out of memory" in str(error))
+
+
+def is_device_lost(error: Exception) -> bool:
+    """An error of the device, after which nothing works on it; older versions of PyTorch have no class for it."""
+    of_a_device = isinstance(error, getattr(torch, "AcceleratorError", ()))
+    return of_a_device or (isinstance(error, RuntimeError) and str(error).startswith(("CUDA error", "HIP error")))
 
 
 def _more_prompts(steering: dict) -> int:
