@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -25,6 +26,8 @@ import vgt
 from vgt.config import GeneratorConfig
 from vgt.files.reading import read_checkpoint
 from vgt.files.single_file import save_checkpoint
+from vgt.run import compiled, token_step
+from vgt.run import generation as generation_module
 from vgt.run.generation import Generator, generate
 from vgt.sampling import PRESETS, SamplingSettings
 
@@ -44,6 +47,8 @@ PROMPT = "a red circle above a blue square"
 
 if SMALL:
     timing.ENOUGH = 0.1
+    compiled._compile = lambda function: torch.compile(function, backend="eager", dynamic=False)
+    compiled.check_compiler = generation_module.check_compiler = lambda _: None
 
 
 def note(text: str) -> Row:
@@ -52,6 +57,9 @@ def note(text: str) -> Row:
 
 def tests() -> Iterator[Row]:
     """Run the tests that only a CUDA device lets through."""
+    if importlib.util.find_spec("pytest") is None:
+        yield note("pytest is not installed, so no test was run.")
+        return
     command = [sys.executable, "-m", "pytest", "-q", "tests/run/test_graphs.py", "-k", "cuda_device"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     yield note(f"Tests that need CUDA: {done.stdout.strip().splitlines()[-1]}")
@@ -66,11 +74,8 @@ def agreement() -> Iterator[Row]:
         model = vgt.load(TINY, DEVICE, dtype)
         eager = model.generate(PROMPT, seed=1, graphs=False)
         replayed = model.generate(PROMPT, seed=1)
-        model.generator.graphs.clear()
-        head = model.generator.flow_head
-        head.velocity = torch.compile(head.velocity, backend="eager" if SMALL else "inductor", dynamic=False)
-        compiled = model.generate(PROMPT, seed=1, graphs=False)
-        apart = [f"{(one - eager).abs().max().item():.1e}" for one in (replayed, compiled)]
+        with_compiler = model.generate(PROMPT, seed=1, graphs=False, compile=True)
+        apart = [f"{(one - eager).abs().max().item():.1e}" for one in (replayed, with_compiler)]
         name, far = str(dtype)[6:], (eager - exact).abs().mean().item()
         yield note(f"{name}: graphs against eager {apart[0]}, compiled {apart[1]}; from float32 {far:.1e} on average.")
 
@@ -89,13 +94,7 @@ def allocator() -> Iterator[Row]:
 def speed(family: str, batch: int) -> Iterator[Row]:
     """Time random weights of the real size beside the baseline: published, then fast settings."""
     tiny = vgt.load(TINY)
-    if SMALL:
-        model = vgt.load(TINY, DEVICE, DTYPE)
-        name, generator, side = "VGT-Tiny", model.generator, 2 * model.config.token_pixels
-    else:
-        language = {"internvl3": INTERNVL3_1_6B, "qwen2_5_vl": QWEN2_5_VL_2B}[family]
-        made = Generator(GeneratorConfig(language), family, device="meta", dtype=DTYPE)
-        name, generator, side = f"{family}, real size", random_weights(made, DEVICE), 448
+    name, generator, side = _real_size(family)
     for tokens in (1,) if SMALL else (1, 4, 16):
         yield generation(name, generator, tiny.tokenizer, side, batch, tokens, 1)
         settings = SamplingSettings(side, side, tokens_per_step=tokens).over(PRESETS["fast"])
@@ -105,6 +104,48 @@ def speed(family: str, batch: int) -> Iterator[Row]:
 
         seconds = in_turn(DEVICE, 1, ours=lambda d=draw: d(True), eager=lambda d=draw: d(False))
         yield Row(f"{name}, {side}x{side}, batch {batch}, {tokens} a step, fast", seconds)
+
+
+def ways() -> Iterator[Row]:
+    """Time what a user can choose from, published settings: CUDA graphs, compiled, flash-attn, and without them."""
+    name, generator, side = _real_size("internvl3")
+    tokenizer = vgt.load(TINY).tokenizer
+    settings = SamplingSettings(side, side)
+
+    def draw(flash=False, **how):
+        plain = token_step.decodes_with_flash
+        if not flash:
+            token_step.decodes_with_flash = lambda *_: False
+        try:
+            return generate(generator, tokenizer, PROMPT, settings=settings, **how)
+        finally:
+            token_step.decodes_with_flash = plain
+
+    contenders = {
+        "eager": lambda: draw(graphs=False),
+        "compiled": lambda: draw(graphs=False, compile=True),
+        "graphs": draw,
+        "compiled in graphs": lambda: draw(compile=True),
+    }
+    if importlib.util.find_spec("flash_attn"):
+        contenders["graphs, flash-attn"] = lambda: draw(flash=True)
+        apart = (draw(flash=True) - draw()).abs().mean().item()
+        generator.graphs.clear()
+        yield note(f"flash-attn in published decoding: {apart:.1e} from without it on average.")
+    else:
+        yield note("flash-attn is not installed, so it was not tried.")
+    seconds = in_turn(DEVICE, 1, **contenders)
+    yield note(f"{name}, {side}x{side}: " + ", ".join(f"{way} {taken:.3f} s" for way, taken in seconds.items()) + ".")
+
+
+def _real_size(family: str) -> tuple[str, Generator, int]:
+    """Name, generator and side of the picture: random weights of a published size, in the small form VGT-Tiny."""
+    if SMALL:
+        model = vgt.load(TINY, DEVICE, DTYPE)
+        return "VGT-Tiny", model.generator, 2 * model.config.token_pixels
+    language = {"internvl3": INTERNVL3_1_6B, "qwen2_5_vl": QWEN2_5_VL_2B}[family]
+    made = Generator(GeneratorConfig(language), family, device="meta", dtype=DTYPE)
+    return f"{family}, real size", random_weights(made, DEVICE), 448
 
 
 def two_models() -> Iterator[Row]:
@@ -123,11 +164,18 @@ def in_host(card: int | None, dtype: str) -> Iterator[Row]:
     sys.path[:0] = [str(ROOT / "scripts")]
     from comfy_host import Host
 
+    if not (ROOT_COMFYUI / "main.py").is_file():
+        yield note("There is no ComfyUI here (COMFYUI_PATH names one), so nothing was drawn in it.")
+        return
     with tempfile.TemporaryDirectory() as base:
         arguments = []
-        if card and not SMALL:
-            total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        if card:
+            total = card if SMALL else torch.cuda.get_device_properties(0).total_memory / 2**30
             arguments = ["--reserve-vram", f"{max(0.6, total - card):.1f}"]
+            limit = Path(base) / "custom_nodes" / "limit.py"  # what the host might not keep to, PyTorch does
+            limit.parent.mkdir(parents=True)
+            share = f"torch.cuda.set_per_process_memory_fraction({min(1, card / total)})"
+            limit.write_text(f"import torch\nif torch.cuda.is_available():\n    {share}\nNODE_CLASS_MAPPINGS = {{}}\n")
         with Host(ROOT_COMFYUI, base, sys.executable, arguments, log=Path(base) / "host.log") as host:
             name = TINY.name
             if not SMALL:
@@ -189,6 +237,7 @@ PARTS = {
     "agreement": agreement,
     "allocator": allocator,
     "two models": two_models,
+    "ways": ways,
     "1.6B, batch 1": lambda: speed("internvl3", 1),
     "1.6B, batch 4": lambda: speed("internvl3", 4),
     "2B, batch 1": lambda: speed("qwen2_5_vl", 1),
@@ -236,7 +285,8 @@ def run(folder: Path, names: list[str]) -> list[str]:
     print("\n".join(line(row, bandwidth) for row in sorted(rows, key=lambda row: not row["seconds"])))
     if not SMALL:
         save("gpu", {"title": title, "bandwidth": bandwidth, "rows": rows})
-        write(load())
+        if importlib.util.find_spec("matplotlib"):
+            write(load())
     return failed
 
 

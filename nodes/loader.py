@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .host.loading import DTYPES, load_model, model_names
-from .types import VGTModel, search_aliases
+from .types import VGTModel, advanced, search_aliases
 
 
 class VGTLoader(io.ComfyNode):
@@ -31,6 +31,14 @@ class VGTLoader(io.ComfyNode):
                     tooltip="The precision to compute in. auto: bf16 on a GPU that has it, else fp32. fp8_e4m3fn keeps "
                     "the weights in half the memory of bf16 and computes in bf16, at some loss.",
                 ),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    tooltip="Compiles the flow head with torch.compile when a picture is first drawn, which takes up "
+                    "to a minute, for fewer launches after it. Needs Triton on a GPU, a C++ compiler on a CPU.",
+                    **advanced(),
+                ),
             ],
             outputs=[
                 VGTModel.Output(display_name="VGT_MODEL", tooltip="The generator, for VGT AR Sampler."),
@@ -41,5 +49,7 @@ class VGTLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, dtype="auto") -> io.NodeOutput:
-        return io.NodeOutput(*load_model(model, dtype))
+    def execute(cls, model, dtype="auto", compile=False) -> io.NodeOutput:
+        vgt_model, vae = load_model(model, dtype)
+        vgt_model.compile = compile
+        return io.NodeOutput(vgt_model, vae)

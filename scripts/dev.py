@@ -6,6 +6,7 @@ COMFYUI_PATH names); later runs check a stamp and start work at once.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -148,6 +149,9 @@ def main():
     try:
         if sys.version_info < (3, 10):  # noqa: UP036 - what an older Python reaches
             raise Failure(f"this is Python {sys.version.split()[0]}: run it with Python 3.10 or later.")
+        if options.command == "gpu" and not PYTHON.exists() and importlib.util.find_spec("torch"):
+            # a machine with PyTorch and no network: all but what wants ComfyUI
+            return subprocess.run([sys.executable, "-m", "benchmarks.gpu", *rest], cwd=ROOT).returncode
         comfyui = dev_setup.prepare()
         if options.command == "test":
             dev_setup.install_manager()

@@ -88,6 +88,7 @@ class Model:
         record: RunRecord | None = None,
         beginning: Beginning | None = None,
         graphs: bool = True,
+        compile: bool = False,
         progress: Callable[[Progress], None] | None = None,
         **settings,
     ) -> Tensor:
@@ -117,6 +118,7 @@ class Model:
             beginning=beginning,
             device=self.device,
             graphs=graphs,
+            compile=compile,
             progress=progress,
         )
 

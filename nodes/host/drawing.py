@@ -62,6 +62,7 @@ def generate(
                 **steering,
                 device=device,
                 graphs=not is_paged(patcher),
+                compile=model.compile and not is_paged(patcher),
                 progress=progress,
             )
     except Exception as error:

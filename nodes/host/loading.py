@@ -51,6 +51,8 @@ class VGTModel:
     """How the model's maker would draw."""
     latent_rgb: LatentRGB | None = None
     """For previews without the VAE."""
+    compile: bool = False
+    """Whether the flow head is compiled."""
 
     @property
     def token_pixels(self) -> int:

@@ -15,6 +15,9 @@ _HEADS = ("flow_head", "distilled_head")
 _EACH_FLOW_STEP = tuple(f"{head}.{part}" for head in _HEADS for part in ("blocks.", "input_proj", "output_proj"))
 _ONCE_A_RUN = (*(f"{head}.time_embed." for head in _HEADS), "position_queries")
 
+_ROOM_FOR_NEIGHBOURS = hasattr(comfy.model_patcher, "CoreModelPatcher")
+"""Newer hosts keep room for copies in flight by what follows one another in their list; older ones for the largest."""
+
 _SMALL = 64 * 1024
 """Bytes below which a copy costs more than its bytes."""
 
@@ -82,11 +85,11 @@ def _tell_of_graphs(generator: nn.Module) -> None:
 
 
 class _Size(int):
-    """A module's size in the host's list, which it sorts by; here what is read more often counts as larger."""
+    """A module's size in the host's list, which it sorts by; here what is to stay on the device counts as larger."""
 
-    def __new__(cls, size: int, reads: int):
+    def __new__(cls, size: int, order: tuple):
         self = super().__new__(cls, size)
-        self.order = reads, int(size)
+        self.order = order
         return self
 
     def __eq__(self, other):
@@ -102,19 +105,30 @@ class _MostReadFirst:
     """What every flow step of a token reads stays on the device first, and what a run reads once goes first.
 
     By itself the host keeps the largest modules, and sends the flow head's small ones over the bus 30 times a token.
+    The language model's come in the order in which they run: so large ones have small neighbours in the list, as on the
+    bus, and less room is kept for copies. Some small ones come last, to fill what is left.
     """
 
     def _load_list(self, *arguments, **options):
         listed = super()._load_list(*arguments, **options)  # (size, …, name, module, parameters)
         if options.get("for_dynamic"):  # (is large, …): those that are not come first
             return [(entry[0] and not entry[-3].startswith(_EACH_FLOW_STEP), *entry[1:]) for entry in listed]
-        return [(_Size(entry[0], _reads(entry[-3], entry[0])), *entry[1:]) for entry in listed]
+        ordered = []
+        for place, (size, *rest) in enumerate(listed):
+            among = -place if _ROOM_FOR_NEIGHBOURS else size
+            ordered.append((_Size(size, (_rank(rest[-3], size), among)), *rest))
+        return ordered
 
 
-def _reads(name: str, size: int) -> int:
+def _rank(name: str, size: int) -> int:
+    """The higher, the longer it stays on the device."""
     if name.startswith(_ONCE_A_RUN):
         return 0
-    return 2 if name.startswith(_EACH_FLOW_STEP) or size < _SMALL else 1
+    if name.startswith(_EACH_FLOW_STEP) or size < _SMALL:
+        return 4
+    if name.startswith(_HEADS):  # what makes the modulations is one large matrix
+        return 3
+    return 1 if name.endswith("o_proj") else 2
 
 
 class GeneratorPatcher(_MostReadFirst, comfy.model_patcher.ModelPatcher):

@@ -5,6 +5,8 @@ A process with the host's modules drives the host's own partial loading; no serv
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -16,7 +18,6 @@ from vgt.files.reading import convert
 pytestmark = [pytest.mark.host, pytest.mark.skipif(torch.cuda.is_available(), reason="counts what a CPU would do")]
 
 PUBLISHED_SIZE = """
-memory.NUM_STREAMS = 0
 meta = torch.device("meta")
 config = GeneratorConfig(LanguageModelConfig(1536, 28, 12, 2, 8960, 151674))
 factory = dict(operations=Operations, device=meta, dtype=torch.bfloat16)
@@ -48,7 +49,9 @@ reads = dict(calls)  # of the second token
 comfy.ops.disable_weight_init._zero_init_parameter = lambda *_: None
 
 said = {}
-for kind in (comfy.model_patcher.ModelPatcher, patcher.GeneratorPatcher):
+host, ours = comfy.model_patcher.ModelPatcher, patcher.GeneratorPatcher
+for kind, streams in ((host, 0), (ours, 0), (ours, 2)):
+    memory.NUM_STREAMS = streams
     for share in (100, 80, 60, 30):
         model = generator()
         if kind is patcher.GeneratorPatcher:
@@ -58,7 +61,7 @@ for kind in (comfy.model_patcher.ModelPatcher, patcher.GeneratorPatcher):
             (name, memory.module_size(module)) for name, module in model.named_modules()
             if list(module.parameters(recurse=False)) and not getattr(module, "comfy_patched_weights", False)
         ]
-        said[f"{kind.__name__} {share}"] = {
+        said[f"{kind.__name__} {share} {streams}"] = {
             "bytes": sum(size * reads.get(name, 0) for name, size in left), "left": [name for name, _ in left]
         }
 print(json.dumps({"weights": weights, **said}))
@@ -117,12 +120,22 @@ memory.unet_offload_device = lambda: torch.device("cpu")
 
 
 def test_what_crosses_the_bus_a_token(tmp_path):
-    """At the published 1.6B size in bf16, 3.4 GB, with 30 flow steps; modules without contents, so sizes alone."""
+    """At the published 1.6B size in bf16, 3.4 GB, with 30 flow steps; modules without contents, so sizes alone.
+
+    Streams are those that the host copies weights on, 2 on NVIDIA: it keeps room there for what is on its way.
+    """
     said = run(tmp_path, BEGIN, PUBLISHED_SIZE)
     assert 3.4e9 < said["weights"] < 3.5e9
-    for share, limit in ((100, 0), (80, 0.3e9), (60, 1.0e9), (30, 2.0e9)):
-        ours, hosts = said[f"GeneratorPatcher {share}"], said[f"ModelPatcher {share}"]
-        print(f"{share} %: {ours['bytes'] / 1e9:.2f} GB, by the host's own order {hosts['bytes'] / 1e9:.2f} GB")
+    limits = {100: 0, 80: 0.3e9, 60: 1.0e9, 30: 2.0e9}
+    for share, streams in product(limits, (0, 2)):
+        ours, hosts = said[f"GeneratorPatcher {share} {streams}"], said[f"ModelPatcher {share} 0"]
+        away = {part: sum(part in name for name in ours["left"]) for part in ("qkv", "o_proj", "gate_up", "down")}
+        print(
+            f"{share} %, {streams} streams: {ours['bytes'] / 1e9:.2f} GB, by the host's own order "
+            f"{hosts['bytes'] / 1e9:.2f} GB; away: {away}"
+        )
+        older = streams == 2 and share == 30 and not is_newer()  # which keeps room for the largest three times
+        limit = 2.1e9 if older else limits[share]
         assert ours["bytes"] <= limit
         if share < 100:
             assert ours["bytes"] < 0.5 * hosts["bytes"]

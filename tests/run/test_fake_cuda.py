@@ -2,44 +2,17 @@
 token; and how many kernels a token launches.
 """
 
-from functools import cache
-
 import pytest
 import torch
 
 import recorded
 import vgt
 from fake_cuda import FakeCuda
+from launches import FAST, launches, tokenizer
 from vgt.config import GeneratorConfig, LanguageModelConfig
 from vgt.networks.autoencoder import Autoencoder
 from vgt.run.generation import Generator, generate
 from vgt.sampling import SamplingSettings
-
-FAST = vgt.FlowSettings(steps=6, solver="euler")
-
-
-@cache
-def tokenizer():
-    return vgt.load(recorded.FIXTURES / "internvl3").tokenizer
-
-
-def launches(flow, tokens_per_step=1):
-    """Of one step late in a picture, InternVL3-1.6B, one image with guidance."""
-    config = GeneratorConfig(LanguageModelConfig(1536, 28, 12, 2, 8960, 151674))
-    counts = []
-    with FakeCuda() as device:
-        generator = Generator(config, "internvl3", device="cuda", dtype=torch.bfloat16)
-        settings = SamplingSettings(28, 28 * 3 * tokens_per_step, tokens_per_step=tokens_per_step, flow=flow)
-        generate(
-            generator,
-            tokenizer(),
-            "a cat",
-            settings=settings,
-            device="cuda",
-            graphs=False,
-            progress=lambda _: counts.append(device.launches.copy()),
-        )
-    return counts[2] - counts[1]
 
 
 def test_launches_a_token():

@@ -11,7 +11,7 @@ from host import ROOT
 LANGUAGES = ("en", "zh", "ja")
 PLACES = {"en": "docs/{}.md", "zh": "docs/{}/zh.md", "ja": "docs/{}/ja.md"}
 INPUTS = {
-    "VGTLoader": 2,
+    "VGTLoader": 3,
     "VGTEncode": 3,
     "VGTDecode": 2,
     "VGTARSampler": 20,

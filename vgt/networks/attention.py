@@ -29,8 +29,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     Returns [B, heads, m, d].
     """
     m, n = q.shape[2], k.shape[2]
-    # Not the language model's: with a mask, as in CUDA graphs, and without one it must be the same kernel.
-    if mask is None and not causal and q.is_cuda and (flash := _flash_attention()) and _flash_allows(q):
+    # Not the language model's, whose kernel must be the same with a mask, as in CUDA graphs, and without one.
+    if mask is None and not causal and (flash := _flash("flash_attn_func", q.device, q.dtype, q.shape[-1])):
         return flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     causal = causal and m > 1  # a single last query sees everything
     groups = q.shape[1] // k.shape[1]
@@ -78,19 +78,39 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: boo
     return out
 
 
+def decodes_with_flash(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether `flash_decoding` can be had."""
+    return _flash("flash_attn_with_kvcache", device, dtype, head_width) is not None
+
+
+def flash_decoding(q: Tensor, keys: Tensor, values: Tensor, used: Tensor) -> Tensor:
+    """Attention over the used slots of a cache, without a mask: what lies behind them is not read.
+
+    Args:
+        q: [B, heads, m, d]; the last m used slots are its own, and each sees no slot after that.
+        keys, values: [B, kv_heads, slots, d].
+        used: int32 [B], how many of the slots.
+
+    Returns [B, heads, m, d].
+    """
+    q, keys, values = q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+    return _imported("flash_attn_with_kvcache")(q, keys, values, cache_seqlens=used, causal=True).transpose(1, 2)
+
+
+def _flash(name: str, device: torch.device, dtype: torch.dtype, head_width: int):
+    """A function of flash-attn, where it is installed and takes such heads."""
+    if device.type != "cuda" or dtype not in _FLASH_DTYPES or head_width > _FLASH_MAX_HEAD_WIDTH:
+        return None
+    function = _imported(name)
+    return function if function and torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY else None
+
+
 @cache
-def _flash_attention():
-    """flash-attn's function, imported when first asked for; None where it is absent or built for another torch."""
+def _imported(name: str):
+    """A function of flash-attn, imported when first asked for; None where it is absent or built for another torch."""
     try:
-        from flash_attn import flash_attn_func
+        import flash_attn
+
+        return getattr(flash_attn, name)
     except Exception:
         return None
-    return flash_attn_func
-
-
-def _flash_allows(q: Tensor) -> bool:
-    return (
-        q.dtype in _FLASH_DTYPES
-        and q.shape[-1] <= _FLASH_MAX_HEAD_WIDTH
-        and torch.cuda.get_device_capability(q.device) >= _FLASH_CAPABILITY
-    )

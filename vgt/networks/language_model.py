@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import LanguageModelConfig
-from .attention import MASKED, attention, causal_mask, prepare_mask
+from .attention import MASKED, attention, causal_mask, flash_decoding, prepare_mask
 
 
 class KVCache:
@@ -92,6 +92,7 @@ class _SelfAttention(nn.Module):
         layer: int,
         slot: int | Tensor,
         mask: Tensor | None,
+        used: Tensor | None,
     ):
         rows, m, _ = x.shape
         qkv = self.qkv_proj(x).view(rows, m, -1, self.head_width).transpose(1, 2)
@@ -102,7 +103,7 @@ class _SelfAttention(nn.Module):
             q, k = _rotate(qkv[:, : sum(self.splits[:2])], cos, sin).split(self.splits[:2], dim=1)
         if cache is not None:
             k, v = cache.write(layer, slot, k, v)
-        out = attention(q, k, v, mask, causal=mask is None)
+        out = attention(q, k, v, mask, causal=mask is None) if used is None else flash_decoding(q, k, v, used)
         return self.o_proj(out.transpose(1, 2).reshape(rows, m, -1))
 
 
@@ -165,15 +166,18 @@ class LanguageModel(nn.Module):
             rotary: cosines and sines, each [rows, 1, m, head_width], in the dtype of embeds.
             cache: written in place; None: the inputs see one another only (slot 0), and gradients flow.
             mask: bool [rows or 1, 1, m, slot+m (all slots where they are named)], True = seen; None: each input sees
-                all slots up to its own.
+                all slots up to its own, where they are named with flash-attn.
 
         Returns the hidden states after the final norm, [rows, m, width].
         """
         cos, sin = rotary
-        if cache is not None:
+        used = None
+        if mask is None and isinstance(slot, Tensor):
+            used = (slot[-1:] + 1).to(torch.int32).expand(len(embeds)).contiguous()
+        elif cache is not None:
             mask = self._mask(mask, embeds, slot)
         for index, layer in enumerate(self.layers):
-            inputs = (embeds, cos, sin, cache, index, slot, mask)
+            inputs = (embeds, cos, sin, cache, index, slot, mask, used)
             if self.checkpointing and torch.is_grad_enabled():
                 embeds = checkpoint(layer, *inputs, use_reentrant=False)
             else:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..networks.distilled_head import DistilledHead
 from ..networks.flow_head import FlowHead
+from .compiled import compiled
 
 SOLVERS = ("euler_maruyama", "euler", "exact", "distilled")
 
@@ -95,6 +96,22 @@ class Mixture:
         return weighted.new_zeros(self.tokens, *weighted.shape[1:]).index_add_(0, self.owners, weighted).flatten(0, 1)
 
 
+def guided_velocity(
+    head: FlowHead, x: Tensor, modulation: Tensor, cfg: float | Tensor, guided: bool, mixture: Mixture | None
+) -> tuple[Tensor, Tensor]:
+    """x [N, 32] float32 and the modulations of its rows → the velocity under guidance, and that of the conditions
+    alone, both [N, 32] float32.
+
+    guided: the modulations are those of the conditional rows, then of the unconditional ones.
+    """
+    inputs = x.to(modulation.dtype)
+    sources = inputs if mixture is None else mixture.inputs(inputs)
+    v = head.velocity(torch.cat((sources, inputs)) if guided else sources, modulation).float()
+    conditional = len(sources)
+    v_condition = v[:conditional] if mixture is None else mixture.velocity(v[:conditional])
+    return torch.lerp(v[conditional:], v_condition, cfg) if guided else v_condition, v_condition
+
+
 class FlowSampler:
     """Integrates the flow for one run: grids of timesteps and their embeddings are made once.
 
@@ -117,9 +134,11 @@ class FlowSampler:
         *,
         counts: Collection[int] = (),
         expecting: FlowHead | None = None,
+        compile: bool = False,
     ):
         """counts: all numbers of steps that the run takes; `settings.steps` alone where there are none. expecting: the
-        flow head that tells `expected` for a distilled one; None leaves it out.
+        flow head that tells `expected` for a distilled one; None leaves it out. compile: see compiled.py; not for a
+        mixture, whose shapes differ from token to token.
 
         Raises ValueError for a head that is not the solver's.
         """
@@ -128,6 +147,8 @@ class FlowSampler:
         self.head = head
         self.settings = settings
         self.expecting = expecting
+        self.compile = compile
+        self._velocity = compiled(guided_velocity) if compile else guided_velocity
         self.grids = {count: settings.grid(count) for count in sorted({*counts} or {settings.steps})}
         self.embedded = {count: self._embed(*grid, device, dtype) for count, grid in self.grids.items()}
         self.expected: Tensor | None = None
@@ -173,17 +194,16 @@ class FlowSampler:
         if self.expecting is not None:
             self.expected = self._expectation(condition[:conditional], noise[:, 0], mixture)
         x = noise[:, 0]
+        if self.compile:  # for other strides it would be compiled once more
+            x = x.clone(memory_format=torch.contiguous_format)
         chunk = max(1, MODULATION_ROWS // len(embedded))
         for first in range(0, steps, chunk):
             modulations = self.head.modulations(self.embedded[steps][first : first + chunk, None], embedded)
             for step, modulation in enumerate(modulations, start=first):
-                inputs = x.to(condition.dtype)
-                sources = inputs if mixture is None else mixture.inputs(inputs)
-                v = self.head.velocity(torch.cat((sources, inputs)) if guided else sources, modulation).float()
-                v_condition = v[:conditional] if mixture is None else mixture.velocity(v[:conditional])
+                velocity = self._velocity if mixture is None else guided_velocity
+                v, v_condition = velocity(self.head, x, modulation, cfg, guided, mixture)
                 if step == 0 and self.settings.solver != "distilled":
                     self.expected = x + v_condition
-                v = torch.lerp(v[conditional:], v_condition, cfg) if guided else v_condition
                 x = self._advance(x, v, step, steps, noise)
         return x
 

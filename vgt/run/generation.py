@@ -19,6 +19,7 @@ from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
 from .beginning import Beginning
+from .compiled import check_compiler
 from .control import Change, Region
 from .flow import FlowSampler, FlowSettings
 from .graphs import GraphCache
@@ -113,6 +114,7 @@ def generate(
     beginning: Beginning | None = None,
     device: torch.device | str | None = None,
     graphs: bool = True,
+    compile: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Tensor:
     """Draw one image a prompt.
@@ -137,9 +139,12 @@ def generate(
             by token. The result is the same, and settings may differ for the rest.
         device: where to compute; the device of the weights when None.
         graphs: replay the steps as CUDA graphs where the weights lie on a CUDA device: the same, with fewer launches.
+        compile: the flow head by torch.compile, at its first call for a shape; alone where all its weights lie on the
+            device. Takes Triton on CUDA, a C++ compiler elsewhere.
         progress: called after each step; what it raises ends the run.
 
-    Returns the latent [B, 32, h, w], float32, on `device`. Raises ValueError when an argument is out of range.
+    Returns the latent [B, 32, h, w], float32, on `device`. Raises ValueError when an argument is out of range, or where
+    there is nothing to compile with, RuntimeError when compiling fails.
     Source: arXiv 2511.23469, and the sampling loop of the published implementation.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -150,6 +155,8 @@ def generate(
         raise ValueError("There is no prompt; give at least one (it may be empty).")
     h, w = token_grid(generator, settings)
     head = generator.head(flow)
+    if compile:
+        check_compiler(device)
     if latent is not None:
         mask = check_repaint(latent, mask, batch, h, w)
         if not mask.any():
@@ -184,6 +191,7 @@ def generate(
         generator.dtype,
         counts=plan.flow_steps,
         expecting=generator.flow_head if record is not None and flow.solver == "distilled" else None,
+        compile=compile and all(parameter.device == device for parameter in head.parameters()),
     )
     fresh = TokenStep(generator, plan, sampler, run)
 

@@ -179,7 +179,13 @@ class GraphCache:
             self._weights = weights
         slots = -(-fresh.plan.slots // SLOT_STEP) * SLOT_STEP
         # What code reads and no tensor holds; and tensors of inference mode can only be written in inference mode.
-        constants = (fresh.plan.hides_padding(1), fresh.plan.isolated, fresh.plan.prompts, fresh.sampler.settings)
+        constants = (
+            fresh.plan.hides_padding(1),
+            fresh.plan.isolated,
+            fresh.plan.prompts,
+            fresh.sampler.settings,
+            fresh.sampler.compile,
+        )
         key = (slots, constants, _shape(fresh.tensors()), torch.is_inference_mode_enabled())
         if key in self.refused:
             fresh.allocate(fresh.plan.slots)

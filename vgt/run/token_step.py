@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..networks.attention import decodes_with_flash
 from ..networks.autoencoder import channel_norm
-from ..networks.language_model import KVCache
+from ..networks.language_model import KVCache, LanguageModel
 from .flow import FlowSampler, Mixture
 from .plan import LATENT, QUERY, Plan, visible
 
@@ -117,6 +118,12 @@ class TokenStep:
     def __init__(self, generator, plan: Plan, sampler: FlowSampler, run: RunTensors):
         self.generator, self.plan, self.sampler, self.run = generator, plan, sampler, run
         self.cache: KVCache | None = None
+        language, table = generator.language_model, run.table
+        self.flash = (
+            not plan.isolated  # then nothing but the future is hidden, once the text is read
+            and isinstance(language, LanguageModel)
+            and decodes_with_flash(table.device, table.dtype, language.config.head_width)
+        )
 
     def allocate(self, slots: int) -> None:
         """Make the cache; the run's steps need `plan.slots` at least."""
@@ -150,6 +157,8 @@ class TokenStep:
     def _hidden(self, step: StepInputs, embeds: Tensor, slot: int | None, hides_padding: bool) -> Tensor:
         """Hidden states [rows, m, D] of a step's inputs, whose keys and values are in the cache thereafter."""
         generator, run = self.generator, self.run
+        if self.flash and slot != 0:
+            return generator.language_model(embeds, (step.cos, step.sin), self.cache, step.slots)
         queries = len(step.group) if self.plan.isolated else 0
         mask = None
         if slot is None or hides_padding or queries > 1:
