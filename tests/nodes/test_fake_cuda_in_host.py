@@ -59,8 +59,10 @@ with FakeCuda(), torch.no_grad():
         "encoded": list(made.encode_tiled_(torch.rand(1, 3, 168, 224), 112, 112, 28).shape),
         "decoded": list(made.decode_tiled_(torch.rand(1, 32, 6, 8), 4, 4, 1).shape),
     }
-    report = progress.ProgressReport(types.SimpleNamespace(vae=made, patcher=None), 16)
+    report = progress.ProgressReport(types.SimpleNamespace(vae=made, patcher=None, latent_rgb=[[0.1] * 3] * 33), 16)
     state = Progress(8, 16, torch.zeros(2, 32, 4, 4, device="cuda"), torch.ones(4, 4, dtype=torch.bool))
+    said["preview by colours"] = list(report._picture(state).size)
+    report._decodes = True
     said["preview"] = list(report._picture(state).size)
 """
 
@@ -73,4 +75,9 @@ def test_generating(tmp_path):
 
 def test_tiles_and_previews(tmp_path):
     said = run(tmp_path, BEGIN, SCRIPT.partition("with FakeCuda")[0], VAE, "print(json.dumps(said))")
-    assert said == {"encoded": [1, 32, 6, 8], "decoded": [1, 3, 168, 224], "preview": [112, 112]}
+    assert said == {
+        "encoded": [1, 32, 6, 8],
+        "decoded": [1, 3, 168, 224],
+        "preview": [112, 112],
+        "preview by colours": [112, 112],
+    }
