@@ -42,6 +42,9 @@ SAMPLER = {
 }
 FLOW = {"steps": 2, "cfg_schedule": "linear", "last_step": 0.04, "solver": "euler_maruyama", "temperature": 1.0}
 
+SLOW = {"width": 112, "height": 112, "flow": {"steps": 800}}
+"""A run that is long enough for previews."""
+
 
 def install_models(host):
     """Put the fixtures' tiny models, and files that are none, into a host's models/vgt; returns that folder."""

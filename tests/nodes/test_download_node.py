@@ -97,10 +97,15 @@ def test_a_hub_that_does_not_have_it(hub, hub_host):
     assert hub_host.run(draw(NAME))["show"]["images"]
 
 
-def test_offline_says_which_files_to_put_where(tmp_path):
-    with Host(tmp_path / "comfy", env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}) as offline:
+def test_without_a_network_it_says_which_files_to_put_where(tmp_path):
+    """Also of a template, which the host accepts and whose first node ends so. Without the flag: files/test_hub.py."""
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    with Host(tmp_path / "comfy", env=env) as offline:
         with pytest.raises(HostError, match=r"offline mode") as caught:
             offline.run(draw(NAME))
+        with pytest.raises(HostError, match=r"offline mode") as of_template:
+            offline.run(workflows.to_api(offline, "VGT-9-published-weights-4-GB"))
+    assert of_template.value.node_type == "VGTLoader"
     assert caught.value.exception_type == "vgt.Offline"
     (title, *lines) = str(caught.value).splitlines()
     assert title.endswith("Fetch these elsewhere, and run again:")

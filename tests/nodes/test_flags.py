@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from graphs import FIXTURES, INTERN, QWEN, draw, install_models, node, run_latent, save_image
+from graphs import FIXTURES, INTERN, QWEN, SLOW, draw, install_models, node, run_latent, save_image, save_latent
 from host import Host
 from host_process import BEGIN, run
 from vgt.files.reading import convert
@@ -67,13 +67,18 @@ def say(tmp_path):
 
 @pytest.mark.host
 def test_draws_the_same_under_flags(host, models, tmp_path):
-    flags = ["--cpu-vae", "--fp32-vae", "--cache-none", "--reserve-vram", "1"]
+    """And without previews, where the host shall show none."""
+    flags = ["--cpu-vae", "--fp32-vae", "--cache-none", "--reserve-vram", "1", "--preview-method", "none"]
     graph = draw(INTERN, seed=8)
     with Host(tmp_path / "other", flags) as other:
         install_models(other)
         assert torch.equal(run_latent(other, graph), run_latent(host, graph))
         decode = node("VAEDecode", samples=["draw", 0], vae=["load", 1])
         assert other.run(save_image({**graph, "decode": decode}, "decode"))["image"]["images"]
+        with other.events() as events:
+            other.run(save_latent(draw(**SLOW)))
+            events.wait_for("execution_success")
+        assert not events.of("preview")
 
 
 @pytest.mark.host

@@ -17,6 +17,7 @@ from graphs import (
     ALIKE,
     INTERN,
     QWEN,
+    SLOW,
     STRICT,
     TOKENIZER_ONLY,
     copy_to_input,
@@ -427,24 +428,12 @@ def previewing_host(tmp_path_factory):
         yield running
 
 
-SLOW = {"width": 112, "height": 112, "flow": {"steps": 800}}
-
-
 @pytest.mark.parametrize("previews", [True, False])
 def test_previews_are_shown_unless_the_sampler_says_no(host, models, previews):
     with host.events() as events:
         host.run(save_latent(draw(**SLOW, seed=21, previews=previews)))
         events.wait_for("execution_success")
     assert bool(events.of("preview")) == previews
-
-
-def test_the_hosts_own_flag_turns_previews_off(tmp_path):
-    with Host(tmp_path, ["--preview-method", "none"]) as host:
-        install_models(host)
-        with host.events() as events:
-            host.run(save_latent(draw(**SLOW)))
-            events.wait_for("execution_success")
-    assert not events.of("preview")
 
 
 def test_previews_show_the_picture_at_most_twice_a_second(previewing_host):

@@ -20,7 +20,7 @@ def files():
 
 def test_holds_what_is_needed_and_no_more(files):
     assert {name.split("/")[0] for name in files} - {"models"} == {
-        *("__init__.py", "nodes", "vgt", "workflows", "web", "locales", "pictures", "licenses"),
+        *("__init__.py", "nodes", "vgt", "workflows", "web", "locales", "subgraphs", "pictures", "licenses"),
         *("pyproject.toml", "requirements.txt", "requirements-train.txt", "LICENSE", "README.md", "CHANGELOG.md"),
     }
     assert sum((ROOT / name).stat().st_size for name in files) < 60e6
