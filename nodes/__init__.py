@@ -6,7 +6,7 @@ from .decode import VGTDecode
 from .encode import VGTEncode
 from .flow_head_settings import VGTFlowHeadSettings
 from .host.loading import register_model_folder, warn_if_installed_twice
-from .host.training import offer_pictures
+from .host.training_pictures import offer_pictures
 from .load_lora import VGTLoadLoRA
 from .loader import VGTLoader
 from .prompt_schedule import VGTPromptSchedule

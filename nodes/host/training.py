@@ -1,9 +1,8 @@
-"""Training a LoRA under the host: its memory, its bar, its Cancel; and the pictures that come with the pack."""
+"""Training a LoRA under the host: its memory, its bar, its Cancel."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -30,26 +29,15 @@ from ...vgt.training.trainer import train
 from .drawing import is_out_of_memory
 from .loading import VGTModel
 from .lora import apply, base_of_model
+from .training_pictures import latents_of, pairs
 from .vae import VGTVAE
 
 TRAINED = {"everything": tuple(PARTS)} | {part: (part,) for part in PARTS}
 """What the node lets choose from: what the adapters are put on."""
-EXAMPLES = Path(__file__).parents[2] / "pictures"
 PREVIEWS = 10
 """Pictures that a run shows of what it has learnt, at most; fewer where they would take long."""
 SHARE = 0.05
 """Of the run's time that they may take."""
-
-
-def offer_pictures() -> None:
-    """Put the pack's pictures for training where the host's nodes look for folders, once."""
-    for folder in sorted(path for path in EXAMPLES.glob("*") if path.is_dir()):
-        target = Path(folder_paths.get_input_directory()) / f"vgt_{folder.name}"
-        if not target.exists():
-            try:
-                shutil.copytree(folder, target)
-            except OSError as error:  # of a folder that cannot be written to
-                logging.warning(f"VGT: the pictures of {folder.name} could not be put into {target} ({error}).")
 
 
 def train_lora(
@@ -79,14 +67,14 @@ def train_lora(
     """
     if train not in TRAINED:
         raise ValueError(f"train is {train!r}; it must be one of {', '.join(TRAINED)}.")
-    images, texts = _pairs(images, texts)
+    images, texts = pairs(images, texts)
     memory.unload_all_models()
     with torch.inference_mode(False), torch.no_grad():
         lora = LoraSettings(rank, alpha, TRAINED[train], checkpointing=gradient_checkpointing)
         base = base_of_model(model)
         adapters, before = begin(model.patcher.model, lora, seed, base, existing, existing_name)
         side = min(default_side(model.token_pixels, grid) for grid in model.patcher.model.config.grid)
-        pictures = Pictures(_latents(vae, images, side), texts)
+        pictures = Pictures(latents_of(vae, images, side), texts)
         run = _Run(model, vae, adapters, lora, pictures, before)
         prompts = [line.strip() for line in keep.splitlines() if line.strip()]
         settings = Settings(
@@ -240,55 +228,6 @@ class _Watch:
         run.vae.make_ready((1, LATENT_CHANNELS, *run.grid), 0, run.model.patcher)
         pixels = run.vae.first_stage_model.decode(latent.to(run.vae.device, run.vae.vae_dtype))[0].float().cpu()
         return Image.fromarray(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).numpy())
-
-
-def _pairs(images: list[Tensor], texts: list[str]) -> tuple[list[Tensor], list[str]]:
-    """Images [1, H, W, 3] and their captions, one each. One caption may serve all pictures."""
-    images = [image[None] for batch in images for image in batch]
-    texts = [str(text).strip() for text in texts]
-    if not images:
-        raise ValueError("There are no pictures to learn from; choose a folder that holds some.")
-    if len(texts) == 1:
-        texts *= len(images)
-    if len(texts) != len(images):
-        raise ValueError(f"There are {len(images)} pictures and {len(texts)} captions; give each picture its own.")
-    if not all(texts):
-        bare = sum(not text for text in texts)
-        raise ValueError(
-            f"{bare} of the {len(images)} pictures have no caption; write one into a .txt of the same name beside each."
-        )
-    return images, texts
-
-
-def _latents(vae: VGTVAE, images: list[Tensor], side: int) -> list[Tensor]:
-    """Latents [32, h, w] of pictures [1, H, W, 3], fitted as VGT Encode's crop does; larger ones than `side` squared
-    are made smaller first."""
-    fitted, smaller, cropped = [], 0, 0
-    for image in images:
-        height, width = image.shape[1:3]
-        if height * width > side**2:
-            scale = (side**2 / (height * width)) ** 0.5
-            height, width = (max(vae.token_pixels, round(length * scale)) for length in (height, width))
-            image = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(
-                1, -1
-            )
-            smaller += 1
-        cropped += bool(height % vae.token_pixels or width % vae.token_pixels)
-        fitted.append(image)
-    if smaller or cropped:
-        logging.info(
-            f"VGT: of {len(images)} pictures {smaller} were made smaller, to the {side}x{side} pixels that the model "
-            f"draws, and {cropped} cropped to whole tokens of {vae.token_pixels} pixels."
-        )
-    latents: list[Tensor | None] = [None] * len(images)
-    sizes: dict[tuple, list[int]] = {}
-    for index, image in enumerate(fitted):
-        sizes.setdefault(tuple(image.shape), []).append(index)
-    for alike in sizes.values():
-        memory.throw_exception_if_processing_interrupted()
-        for index, latent in zip(alike, vae.encode(torch.cat([fitted[index] for index in alike]))):
-            latents[index] = latent
-    return latents
 
 
 @contextmanager
