@@ -93,9 +93,10 @@ def generate(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Newer hosts know more forms of it than one exception; of a CUDA graph it is a RuntimeError."""
+    """Newer hosts know more forms of it than one exception; of a CUDA graph and on a CPU it is a RuntimeError."""
     known = memory.is_oom(error) if hasattr(memory, "is_oom") else isinstance(error, memory.OOM_EXCEPTION)
-    return known or (isinstance(error, RuntimeError) and "out of memory" in str(error))
+    said = ("out of memory", "DefaultCPUAllocator")
+    return known or (isinstance(error, RuntimeError) and any(part in str(error) for part in said))
 
 
 def is_device_lost(error: Exception) -> bool:
