@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .settings import Settings, TrainingError
@@ -44,6 +44,14 @@ def _eight_bit() -> type[Optimizer]:
             "training.eight_bit needs the torchao library; install it (pip install torchao)."
         ) from error
     return AdamW8bit
+
+
+def set_rate(group: dict, rate: float) -> None:
+    """Set a parameter group's learning rate: torchao's is a tensor, which its compiled step reads."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def told(optimisers: list[Optimizer]) -> str:

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, IterableDataset
 
 from .data import batches
-from .optimiser import make_optimisers, told
+from .optimiser import make_optimisers, set_rate, told
 from .run_log import RunLog
 from .run_state import CHECKPOINT, RunState
 from .settings import Settings, TrainingError
@@ -170,7 +170,7 @@ def train(
         for step in range(first, last):
             rate = _rate(settings, step)
             for group in groups:
-                group["lr"] = settings.learning_rate * group["scale"] * rate
+                set_rate(group, settings.learning_rate * group["scale"] * rate)
             stage.begin_step(step)
             figures: dict[str, Tensor] = {}
             for part in range(step * settings.accumulation, (step + 1) * settings.accumulation):
