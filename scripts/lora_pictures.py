@@ -1,4 +1,5 @@
-"""Draw the pictures that come with the pack for training a LoRA: pictures/crescent and pictures/outlines.
+"""Draw the pictures that come with the pack for training a LoRA: pictures/crescent and pictures/outlines; and write
+pictures/keep.txt, prompts of what a model must not forget meanwhile.
 
     python3 scripts/lora_pictures.py
 
@@ -13,15 +14,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 112
 """Pixels of a side: what VGT-Tiny draws."""
+KEPT = 120
 
 
 def main(folder: Path) -> None:
-    from vgt.scenes.lessons import LESSONS, write
+    from vgt.scenes.lessons import LESSONS, kept, write
 
     for lesson in LESSONS:
         shutil.rmtree(folder / lesson, ignore_errors=True)
         write(lesson, folder / lesson, SIZE)
         print(folder / lesson)
+    (folder / "keep.txt").write_text("\n".join(kept(KEPT)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,18 @@ from torch import Tensor
 
 from .captions import caption
 from .detector import detect, detect_outlines, mistake
-from .world import BACKGROUNDS, COLOURS, SHAPES, Item, Object, Request, Scene, render
+from .world import (
+    BACKGROUNDS,
+    CATEGORIES,
+    COLOURS,
+    SHAPES,
+    Item,
+    Object,
+    Request,
+    Scene,
+    render,
+    sample_scene,
+)
 
 PICTURES = 24
 LESSONS = ("crescent", "outlines")
@@ -64,6 +75,15 @@ def prompts(lesson: str, count: int) -> list[tuple[Request, str]]:
     rng.shuffle(unseen)
     asked = [scene_of(unseen[index % len(unseen)], rng) for index in range(count)]
     return [(scene.request, caption(scene, rng)) for scene in asked]
+
+
+def kept(count: int) -> list[str]:
+    """Prompts of what a model knew, to keep: half of them of one thing, which is what a lesson's pictures show."""
+    categories = ["single_object", "colors"] * (count // 4)
+    categories += [CATEGORIES[index % len(CATEGORIES)] for index in range(count - len(categories))]
+    return [
+        sample_scene(random.Random(f"kept {index}"), category=category)[2] for index, category in enumerate(categories)
+    ]
 
 
 def judge(lesson: str, request: Request, pixels: Tensor) -> str | None:

@@ -115,7 +115,7 @@ class GeneratorStage(Stage):
         grid = tuple(latents.shape[2:])
         half = []
         hook = self._tap(half) if objective.repa else None
-        predicted, velocity, order, rank = self.predict(latents, captions, rng)
+        predicted, velocity, order, rank = self.predict(latents, captions, rng, objective.drop_prompt)
         losses = {"flow": F.mse_loss(predicted, velocity)}
         loss = losses["flow"]
         features, captions = features.to(order.device)[rank], [captions[index] for index in rank]
@@ -133,9 +133,10 @@ class GeneratorStage(Stage):
         return loss, losses
 
     def predict(
-        self, latents: Tensor, captions: list[str], rng: torch.Generator
+        self, latents: Tensor, captions: list[str], rng: torch.Generator, drop_prompt: float
     ) -> tuple[Tensor, Tensor, Tensor, list]:
-        """Latents [B, 32, h, w] at noise levels, with prompts dropped, in an order of tokens, all drawn from `rng`.
+        """Latents [B, 32, h, w] at noise levels, a share of the prompts dropped, in an order of tokens, all drawn from
+        `rng`.
 
         Returns the velocity that the generator says and that of the flow, each float32 [draws * B * n, 32]; the places
         of the n tokens that were asked for, int64 [B, n]; and the order in which the rows were taken.
@@ -148,7 +149,7 @@ class GeneratorStage(Stage):
         rows, tokens = latents.shape[:2]
 
         # The tokenizer lists conditional rows first, so the batch is put in that order too.
-        dropped = torch.rand(rows, generator=rng) < objective.drop_prompt
+        dropped = torch.rand(rows, generator=rng) < drop_prompt
         rank = dropped.long().argsort(stable=True).tolist()
         latents, captions = latents[rank], [captions[index] for index in rank]
         kept = rows - int(dropped.sum())

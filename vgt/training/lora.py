@@ -19,8 +19,8 @@ from .data import EndlessShuffle
 from .generator import GeneratorStage, Objective
 from .settings import Settings, TrainingError
 
-OBJECTIVE = Objective(drop_prompt=0.1, draws=4, shift=2.0)
-"""A LoRA's, unless a configuration says otherwise."""
+OBJECTIVE = Objective(drop_prompt=0.2, draws=4, shift=2.0)
+"""A LoRA's, unless a configuration says otherwise. Prompts are dropped of what is kept alone."""
 KEPT_AT_ONCE = 16
 """Pictures to keep that are drawn together."""
 
@@ -29,12 +29,12 @@ KEPT_AT_ONCE = 16
 class LoraSettings:
     """What the adapters are."""
 
-    rank: int = 16
-    alpha: float = 16.0
+    rank: int = 8
+    alpha: float = 8.0
     """What is learnt counts alpha / rank times."""
     parts: tuple[str, ...] = tuple(PARTS)
     """What they are put on."""
-    keep: float = 1.0
+    keep: float = 5.0
     """Weight of leaving alone what is kept."""
     checkpointing: bool = True
     """Compute the language model's layers again for the gradients, instead of keeping what lies between."""
@@ -105,9 +105,11 @@ def draw_kept(
 class LoraStage(GeneratorStage):
     """Adapters learn; the generator they are for is no part of the stage, and stays where it is and as it is.
 
-    They must be on (Adapters.on) as long as they are trained. The pictures are learnt as ever. Beside them the adapters
-    learn to leave alone what is `kept` (prior preservation, arXiv 2208.12242): there the velocity wanted is the one
-    that the base itself says.
+    They must be on (Adapters.on) as long as they are trained. The pictures are learnt as ever, but always with their
+    prompts: were these dropped, guidance, which leads away from what is drawn without a prompt, would lead away from
+    what is new, and push everything else towards it. Beside them the adapters learn to leave alone what is `kept`
+    (prior preservation, arXiv 2208.12242), with and without prompts: there the velocity wanted is the one that the base
+    itself says.
     """
 
     def __init__(
@@ -168,14 +170,14 @@ class LoraStage(GeneratorStage):
         return loss, losses
 
     def _loss(self, latents: Tensor, captions: list[str], rng: torch.Generator, keep: bool) -> Tensor:
-        wanted = None
-        if keep:
-            state = rng.get_state()
-            with torch.no_grad(), self.trained.silent():
-                wanted = self.predict(latents, captions, rng)[0]
-            rng.set_state(state)
-        predicted, velocity, _, _ = self.predict(latents, captions, rng)
-        return F.mse_loss(predicted, velocity if wanted is None else wanted)
+        if not keep:
+            predicted, wanted, _, _ = self.predict(latents, captions, rng, 0.0)
+            return F.mse_loss(predicted, wanted)
+        state = rng.get_state()
+        with torch.no_grad(), self.trained.silent():
+            wanted = self.predict(latents, captions, rng, self.objective.drop_prompt)[0]
+        rng.set_state(state)
+        return F.mse_loss(self.predict(latents, captions, rng, self.objective.drop_prompt)[0], wanted)
 
     def review(self, averaged, folder, step):
         if self.review_with is None:
