@@ -1,5 +1,7 @@
 """VGT Load LoRA and VGT Train LoRA in a real host."""
 
+import copy
+import os
 import re
 import shutil
 import time
@@ -12,6 +14,9 @@ from safetensors.torch import load_file, save_file
 import vgt
 from graphs import INTERN, TOKENIZER_ONLY, draw, install_models, load, node, run_latent, save_latent
 from host import ROOT, HostError, Interrupted
+from host_process import BEGIN
+from host_process import run as run_script
+from vgt.__main__ import main
 from vgt.lora import base_of_generator
 from vgt.networks.adapters import PARTS, Adapters
 from vgt.run.flow import FlowSettings
@@ -40,14 +45,14 @@ def saved(graph, name="trained"):
     return {**graph, "save": node("SaveLoRA", lora=["train", 1], prefix=f"loras/{name}", steps=["train", 3])}
 
 
-def with_lora(graph, *loras, **sampler):
+def with_lora(graph, *loras, model=TINY, **sampler):
     """The graph with VGT Load LoRA for each (file or node, strength), in a row, before its sampler."""
     source = "load"
     for index, (lora, strength) in enumerate(loras):
         inputs = {"lora_name": lora} if isinstance(lora, str) else {"lora_name": "[None]", "lora": lora}
         graph = {**graph, f"lora{index}": node("VGTLoadLoRA", model=[source, 0], strength=strength, **inputs)}
         source = f"lora{index}"
-    drawn = draw(TINY, **DRAWN | sampler)
+    drawn = draw(model, **DRAWN | sampler)
     drawn["draw"]["inputs"]["model"] = [source, 0]
     return {**graph, "flow": drawn["flow"], "draw": drawn["draw"]}
 
@@ -82,11 +87,65 @@ def python_latent(model, **changes):
     return model.generate([DRAWN["prompt"]], **settings | changes)
 
 
-def test_patched_merged_and_plain_are_the_same(host, lora, tiny, tmp_path):
-    patched = run_latent(host, with_lora(load(TINY), (lora.name, 0.8)))
-    plain = python_latent(tiny.with_lora(lora, 0.8))
-    assert not torch.allclose(plain, python_latent(tiny), atol=1e-2)
+@pytest.fixture(scope="module")
+def intern(host):
+    """A model in float32, so that what is merged is not rounded."""
+    return vgt.load(install_models(host) / INTERN)
+
+
+def test_patched_merged_and_plain_are_the_same(host, intern, tmp_path):
+    file = host.base / "models" / "loras" / "intern.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(random_lora(intern), file)
+    patched = run_latent(host, with_lora(load(INTERN), (file.name, 0.8), model=INTERN))
+    plain = python_latent(intern.with_lora(file, 0.8))
+    assert not torch.allclose(plain, python_latent(intern), atol=1e-2)
+    model, merged = host.base / "models" / "vgt" / INTERN, tmp_path / "merged.safetensors"
+    assert main(["merge", str(model), str(file), str(merged), "--strength", "0.8"]) == 0
     torch.testing.assert_close(patched, plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(python_latent(vgt.load(merged)), plain, rtol=0, atol=1e-5)
+
+
+def loha(weight, rng):
+    """The tensors of a LoHa (arXiv 2108.06098) of rank 2, alpha 1, and the weight that it makes."""
+    first, second = (
+        (torch.randn(len(weight), 2, generator=rng), torch.randn(2, weight.shape[1], generator=rng)) for _ in range(2)
+    )
+    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    tensors = dict(zip(names, (*first, *second))) | {"alpha": torch.tensor(1.0)}
+    return tensors, weight + 0.5 * (first[0] @ first[1]) * (second[0] @ second[1])
+
+
+def lokr(weight, rng):
+    """The same of a LoKr: a Kronecker product."""
+    small = torch.randn(2, 2, generator=rng)
+    large = torch.randn(len(weight) // 2, weight.shape[1] // 2, generator=rng)
+    return {"lokr_w1": small, "lokr_w2": large}, weight + torch.kron(small, large)
+
+
+def dora(weight, rng):
+    """The same of a DoRA (arXiv 2402.09353), rank 2: directions learn as a LoRA, the columns' lengths by themselves."""
+    up, down = torch.randn(len(weight), 2, generator=rng), torch.randn(2, weight.shape[1], generator=rng)
+    length = 0.5 + torch.rand(1, weight.shape[1], generator=rng)
+    turned = weight + up @ down
+    tensors = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(2.0), "dora_scale": length}
+    return tensors, length * turned / turned.norm(dim=0, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", (loha, lokr, dora))
+def test_other_kinds_load_as_they_are_defined(host, intern, kind):
+    name = next(own for own, _ in intern.generator.named_parameters() if own.endswith("o_proj.weight"))
+    changed, layer = copy.copy(intern), name.removesuffix(".weight")
+    changed.generator = copy.deepcopy(intern.generator)
+    tensors, weight = kind(intern.generator.get_parameter(name).detach(), torch.Generator().manual_seed(1))
+    changed.generator.get_parameter(name).data.copy_(weight)
+    file = host.base / "models" / "loras" / f"{kind.__name__}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({f"generator.{layer}.{key}": tensor.contiguous() for key, tensor in tensors.items()}, file)
+    wanted = python_latent(changed)
+    assert not torch.allclose(wanted, python_latent(intern), atol=1e-2)
+    patched = run_latent(host, with_lora(load(INTERN), (file.name, 1.0), model=INTERN))
+    torch.testing.assert_close(patched, wanted, rtol=0, atol=1e-5)
 
 
 def test_strength_0_is_the_model_itself_and_the_model_stays(host, lora):
@@ -115,7 +174,12 @@ def test_train_save_load_draw_in_one_run(host, tiny):
 
 
 def test_cli_and_node_give_the_same_tensors(host, tmp_path):
-    host.run(saved(trained(seed=7), "parity"))
+    """Two training nodes in one graph: neither bears on the other."""
+    both = saved(trained(seed=7), "parity")
+    both["other"] = node("VGTTrainLoRA", **{**both["train"]["inputs"], "seed": 8, "train": "flow head"})
+    both["save_other"] = node("SaveLoRA", lora=["other", 1], prefix="loras/other", steps=["other", 3])
+    host.run(both)
+    assert list((host.base / "output" / "loras").glob("other_4_steps_*.safetensors"))
     node_file = sorted((host.base / "output" / "loras").glob("parity_4_steps_*.safetensors"))[-1]
     config = {
         "model": str(ROOT / "models" / TINY),
@@ -172,11 +236,85 @@ def test_pictures_without_captions_and_of_many_sizes(host):
     for name in ("02.txt", "03.txt"):
         (silent / name).unlink()
     assert "2 of the 24 pictures have no caption" in sentence(host, saved(trained("silent", seed=9)))
+    mute, empty = host.base / "input" / "mute", host.base / "input" / "empty"
+    mute.mkdir()
+    empty.mkdir()
+    shutil.copy(bare / "04.png", mute)
+    assert "1 of the 1 pictures have no caption" in sentence(host, saved(trained("mute")))
+    said = sentence(host, saved(trained("empty")))
+    assert "There are no pictures to learn from" in said, said
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_state(host):
     said = sentence(host, saved(trained(learning_rate=1.0, alpha=1000.0, steps=60, rank=1, seed=4)))
-    assert re.search(r"The (loss|gradient) became (nan|inf) in step \d+", said), said
+    found = re.search(
+        r"The (loss|gradient) became (nan|inf) in step (\d+).* What was learnt by step (\d+) is in (\S+\.safetensors)",
+        said,
+    )
+    assert found, said
+    assert 0 < int(found[4]) < int(found[3])
+    kept = load_file(found[5])
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert any(tensor.abs().max() > 0 for name, tensor in kept.items() if name.endswith("lora_up.weight"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
+def test_200_steps_leave_memory_and_model_as_they_were(host):
+    """The fixtures' model is enough: what a run leaves behind does not depend on the model's size."""
+    install_models(host)
+
+    def resident():
+        with open(f"/proc/{host.process.pid}/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+    before = run_latent(host, with_lora(load(INTERN), model=INTERN, seed=11))
+    host.run(saved(trained(model=INTERN, steps=2, seed=10), "warm"))  # libraries load what they need once
+    memory = resident()
+    host.run(saved(trained(model=INTERN, steps=200, seed=11), "long"))
+    assert torch.equal(run_latent(host, with_lora(load(INTERN), model=INTERN, seed=11, cfg=3.0)), before)
+    assert resident() < 1.03 * memory, (resident(), memory)
+
+
+OUT_OF_MEMORY = """
+import resource
+import folder_paths
+from pack.nodes.host import training
+loading.register_model_folder()
+folder_paths.add_model_folder_path("vgt", ROOT + "/models")
+model, vae = loading.load_model("vgt-tiny.safetensors", "auto")
+plain = training.train
+
+def tight(*args, **settings):
+    with open("/proc/self/statm") as sizes:
+        now = int(sizes.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2 ** 20, resource.RLIM_INFINITY))
+    try:
+        return plain(*args, **settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+training.train = tight
+said = []
+for batch, checkpointing in ((64, True), (1, False), (1, True)):
+    settings = {**SETTINGS, "batch_size": batch, "gradient_checkpointing": checkpointing, "keep": "", "rank": 256}
+    settings.pop("existing_lora")
+    try:
+        training.train_lora(model, vae, [torch.rand(1, 112, 112, 3)], ["a red circle"], None, "", **settings)
+    except RuntimeError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.host
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
+def test_out_of_memory_says_what_to_change(tmp_path):
+    """An allocation that is refused: the process may not grow while it trains."""
+    batch, checkpointing, rank = run_script(tmp_path, BEGIN, OUT_OF_MEMORY, SETTINGS=SETTINGS)
+    begin = "There is not enough memory to train; "
+    assert batch == begin + "lower batch_size (64) and raise accumulation instead."
+    assert checkpointing == begin + "switch gradient_checkpointing on."
+    assert rank == begin + "lower rank (256), train a part only, or choose fp8_e4m3fn in VGT Loader."
 
 
 def test_cancel_leaves_what_was_learnt_to_go_on_from(host):

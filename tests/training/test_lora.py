@@ -1,23 +1,30 @@
 """LoRA training on a tiny model: resuming, accumulation, what stays as it was, memory, and bad input."""
 
 import copy
+import importlib.util
 import json
+import os
 import random
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
+import webdataset
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vgt
 from graphs import FIXTURES
+from host import ROOT
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.families import family
 from vgt.files.lora import LoraError
 from vgt.files.reading import convert
 from vgt.networks.adapters import PARTS, Adapters
 from vgt.prompt import PromptTokenizer
-from vgt.scenes.lessons import LESSONS, combinations, judge, pictures, prompts, scene_of, write
+from vgt.scenes.lessons import LESSONS, PICTURES, combinations, judge, pictures, prompts, scene_of, write
 from vgt.scenes.world import render, to_pixels
 from vgt.training import lora_command
 from vgt.training.build import new_generator
@@ -122,6 +129,78 @@ def test_accumulated_batches_make_one_step(model, lesson, tmp_path):
         json.loads(line)["flow"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "flow" in line
     ]
     assert len(losses) == 3
+
+
+def test_shards_teach_what_the_folder_does(model, lesson, trained, tmp_path):
+    """WebDataset, the same pictures; they come in another order."""
+    with webdataset.TarWriter(str(tmp_path / "lesson-0.tar")) as tar:
+        for path in sorted(lesson.glob("*.png"), reverse=True):
+            text = path.with_suffix(".txt").read_text().strip()
+            tar.write({"__key__": path.stem, "png": path.read_bytes(), "txt": text})
+    shards = {"kind": "webdataset", "path": str(tmp_path / "lesson-0.tar"), "size": 56, "count": PICTURES}
+    lora_command.run({**config(model, lesson), "data": shards}, tmp_path / "out", None)
+    found, wanted = (load_file(folder / lora_command.FILE) for folder in (tmp_path / "out", trained))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_two_processes_learn_together(model, lesson, tmp_path):
+    """torchrun, as a person starts it."""
+    plain = {**config(model, lesson), "prompts": []}
+    tables = [f"[{name}]\n{toml(value)}" for name, value in plain.items() if isinstance(value, dict)]
+    rest = toml({name: value for name, value in plain.items() if not isinstance(value, dict)})
+    (tmp_path / "two.toml").write_text("\n".join([rest, *tables]))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgt"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "train", "lora", "two.toml", "--out", "two"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    assert len([line for line in lines if "flow" in line]) == 6
+    learnt = load_file(tmp_path / "two" / lora_command.FILE)
+    assert any(tensor.abs().max() > 0 for name, tensor in learnt.items() if name.endswith("lora_up.weight"))
+    assert vgt.load(model).with_lora(tmp_path / "two" / lora_command.FILE) is not None
+
+
+def toml(table):
+    """The lines of numbers, texts and lists of texts, as TOML."""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in table.items())
+
+
+def test_moments_in_8_bits(model, lesson, tmp_path, monkeypatch):
+    """With torchao it learns, and goes on where it stopped; without, a sentence says what to install."""
+    if importlib.util.find_spec("torchao"):
+        # Smaller matrices than of 4096 numbers keep their moments whole.
+        eight = {**config(model, lesson, eight_bit=True), "lora": {"rank": 64, "alpha": 64.0}}
+        for until in (3, None):
+            lora_command.run(eight, tmp_path / "out", until)
+        learnt = load_file(tmp_path / "out" / lora_command.FILE)
+        assert any(tensor.abs().max() > 0 for name, tensor in learnt.items() if name.endswith("lora_up.weight"))
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(TrainingError, match=r"training.eight_bit needs the torchao library; install it"):
+        lora_command.run(config(model, lesson, eight_bit=True), tmp_path / "none", None)
+
+
+def test_what_is_learnt_always_has_its_prompt_and_what_is_kept_not(model):
+    """Guidance leads away from what is drawn without a prompt: that must stay the base's."""
+    loaded = vgt.load(model)
+    stage, adapters, _ = small_stage(loaded.generator, LoraSettings(2, 2.0), 2, 2, tokenizer=loaded.tokenizer)
+    stage.kept, stage.objective = stage.dataset, replace(OBJECTIVE, drop_prompt=1.0)
+    asked = []
+    tokenizer = stage.tokenizer
+    stage.tokenizer = lambda prompts, negatives: (
+        asked.append((len(prompts), len(negatives))) or tokenizer(prompts, negatives)
+    )
+    stage.tokenizer.image_start = tokenizer.image_start
+    with adapters.on(stage.generator):
+        stage(next(stage.batches(0, 0, 1)), torch.Generator().manual_seed(0))
+    assert asked == [(2, 0), (0, 1), (0, 1)]
 
 
 def test_a_loss_that_is_not_finite_stops(model, lesson, tmp_path):
