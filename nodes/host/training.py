@@ -195,17 +195,20 @@ class _Watch:
     """Called after each step: moves the bar, shows a picture now and then, keeps a good state, lets Cancel in."""
 
     KEEP = 10
-    """Steps between two good states that are kept."""
+    """Steps between two states that are kept; of the first steps each is."""
 
     def __init__(self, run: _Run, settings: Settings, prompt: str):
         self.run, self.settings, self.prompt = run, settings, prompt
+        self.state: tuple[int, dict[str, Tensor]] | None = None
         self.bar = comfy.utils.ProgressBar(settings.steps)
         self.began, self.spent, self.cost = time.monotonic(), 0.0, 0.0
 
     def __call__(self, done: int, figures: dict[str, float]) -> None:
         self.run.losses.append(figures["flow"])
-        if done % self.KEEP == 0:
-            self.run.good = done, self.run.adapters.tensors()
+        if self.state is not None:  # it is good, since the loss after it was finite
+            self.run.good, self.state = self.state, None
+        if done < self.KEEP or done % self.KEEP == 0:
+            self.state = done, self.run.adapters.tensors()
         memory.throw_exception_if_processing_interrupted()
         preview = None
         if self._is_due(done):
