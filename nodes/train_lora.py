@@ -25,7 +25,7 @@ class VGTTrainLoRA(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
                 io.Image.Input("images", tooltip="The pictures, of any sizes."),
                 io.String.Input("texts", force_input=True, tooltip="Their captions, in the same order."),
-                io.Int.Input("steps", optional=True, default=300, min=1, max=1_000_000, tooltip="Steps to train."),
+                io.Int.Input("steps", optional=True, default=200, min=1, max=1_000_000, tooltip="Steps to train."),
                 io.Int.Input("batch_size", optional=True, default=8, min=1, max=256, tooltip="Pictures a step."),
                 io.Int.Input(
                     "accumulation",
@@ -67,9 +67,10 @@ class VGTTrainLoRA(io.ComfyNode):
                     "train",
                     optional=True,
                     options=list(TRAINED),
-                    default=next(iter(TRAINED)),
+                    default="language model",
                     **advanced(),
-                    tooltip="What learns: all of it, or some of the language model, the projectors and the flow head.",
+                    tooltip="What learns. The language model for a new thing, which keeps the rest as it is; "
+                    "everything for a style.",
                 ),
                 io.Int.Input(
                     "seed",

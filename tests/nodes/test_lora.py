@@ -21,7 +21,6 @@ from vgt.__main__ import main
 from vgt.lora import base_of_generator
 from vgt.networks.adapters import PARTS, Adapters
 from vgt.run.flow import FlowSettings
-from vgt.scenes.lessons import LESSONS
 from vgt.training import lora_command
 from vgt.training.command import read_config, read_table
 from vgt.training.lora import LoraSettings
@@ -177,12 +176,11 @@ def test_train_save_load_draw_in_one_run(host, tiny):
     assert torch.equal(run_latent(host, with_lora(load(TINY), seed=2, cfg=3.0)), before)
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_defaults_are_those_of_the_command_line(host, lesson):
+def test_defaults_are_those_of_the_command_line(host):
     """The node, the configurations, the template: what docs/lora.md measured holds for all of them."""
-    inputs = host.get("/object_info/VGTTrainLoRA")["VGTTrainLoRA"]["input"]["required"]
-    node_defaults = {name: about[1].get("default") for name, about in inputs.items()}
-    config = read_config(ROOT / "vgt" / "training" / "configs" / f"tiny-lora-{lesson}.toml")
+    inputs = host.get("/object_info/VGTTrainLoRA")["VGTTrainLoRA"]["input"]
+    node_defaults = {name: about[1].get("default") for kind in inputs.values() for name, about in kind.items()}
+    config = read_config(ROOT / "vgt" / "training" / "configs" / "tiny-lora-crescent.toml")
     lora, training = read_table(config, "lora", LoraSettings), config["training"]
     (template,) = (
         one["inputs"]
@@ -210,7 +208,7 @@ def test_cli_and_node_give_the_same_tensors(host, tmp_path):
         "model": str(ROOT / "models" / TINY),
         "keep": SETTINGS["keep"].splitlines(),
         "data": {"kind": "folder", "path": str(ROOT / "pictures" / "crescent"), "size": 112},
-        "lora": {"rank": 4, "alpha": 4.0},
+        "lora": {"rank": 4, "alpha": 4.0, "parts": list(PARTS)},
         "training": {
             "steps": 4, "batch_size": 2, "learning_rate": 0.002, "warmup": 4, "weight_decay": 0.0, "seed": 7,
             "device": "cpu", "dtype": "float32",

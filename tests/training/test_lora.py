@@ -90,7 +90,7 @@ def test_memory_is_what_was_computed(checkpointing):
     language = LanguageModelConfig(256, 8, 4, 2, 1024, 400, head_width=64)
     config = GeneratorConfig(language, FlowHeadConfig(192, 6), 16)
     generator = new_generator(config, "qwen2_5_vl", 0).requires_grad_(False)
-    lora = LoraSettings(16, 16.0, checkpointing=checkpointing)
+    lora = LoraSettings(16, 16.0, tuple(PARTS), checkpointing=checkpointing)
     stage, adapters, text = small_stage(generator, lora, batch=2, side=10)
     estimate = lora_memory(config, lora, OBJECTIVE, batch=2, text=text, tokens=100, itemsize=4)
     counted = peak(lambda: steps(stage, adapters, 2)) + 4 * sum(p.numel() for p in adapters.parameters())
@@ -101,7 +101,9 @@ def test_memory_of_the_published_model_stays_below_10_gb():
     """1.6B in bfloat16, rank 16, batch 1, 448x448, checkpointing: the weights, and what training takes beside them."""
     config = GeneratorConfig(LanguageModelConfig(1536, 28, 12, 2, 8960, 151674))
     generator = new_generator_size(config)
-    beside = lora_memory(config, LoraSettings(16), OBJECTIVE, batch=1, text=128, tokens=256, itemsize=2)
+    beside = lora_memory(
+        config, LoraSettings(16, 16.0, tuple(PARTS)), OBJECTIVE, batch=1, text=128, tokens=256, itemsize=2
+    )
     assert generator * 2 + beside < 10e9
     print(f"{generator / 1e9:.2f}e9 weights, {generator * 2 / 1e9:.2f} + {beside / 1e9:.2f} GB")
 

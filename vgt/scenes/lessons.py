@@ -51,14 +51,26 @@ def combinations(lesson: str) -> tuple[list[tuple[str, str, str]], list[tuple[st
     shapes = shapes_of(lesson)
     pairs = list(product(COLOURS, BACKGROUNDS))
     rng.shuffle(pairs)
-    # Every colour in three pictures, so that each background is seen with several.
-    shown = [pair for colour in COLOURS for pair in [own for own in pairs if own[0] == colour][:3]]
-    others = [pair for pair in pairs if pair not in shown]
-    turn = [shapes[index % len(shapes)] for index in range(PICTURES)]
-    return (
-        [(shape, *pair) for shape, pair in zip(turn, shown, strict=True)],
-        [(shape, *pair) for pair in others for shape in shapes],
-    )
+    if lesson == "outlines":
+        shown = _outlines()
+    else:
+        # Every colour in three pictures, so that each background is seen with several.
+        some = [pair for colour in COLOURS for pair in [own for own in pairs if own[0] == colour][:3]]
+        shown = [(lesson, *pair) for pair in some]
+    seen = {(colour, background) for _, colour, background in shown}
+    return shown, [(shape, *pair) for pair in pairs if pair not in seen for shape in shapes]
+
+
+def _outlines() -> list[tuple[str, str, str]]:
+    """Each shape on each background, and four more: of an outline both sides are seen. Every colour in three pictures,
+    of three shapes at least."""
+    colours, backgrounds = list(COLOURS), list(BACKGROUNDS)[::-1]
+    places = [background for background in backgrounds for _ in OUTLINED]
+    places += [backgrounds[index] for index in (0, 2, 1, 3)]  # in colours that they do not have yet
+    return [
+        (OUTLINED[index % len(OUTLINED)], colours[(index + index // len(colours)) % len(colours)], background)
+        for index, background in enumerate(places)
+    ]
 
 
 def pictures(lesson: str, size: int) -> list[tuple[np.ndarray, str]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..files.lora import BASE_KEY, Base, base_of, fit, places
-from ..networks.adapters import PARTS, Adapters
+from ..networks.adapters import Adapters
 from ..prompt import PromptTokenizer
 from ..run.generation import Generator, generate
 from ..sampling import SamplingSettings
@@ -32,8 +32,8 @@ class LoraSettings:
     rank: int = 8
     alpha: float = 8.0
     """What is learnt counts alpha / rank times."""
-    parts: tuple[str, ...] = tuple(PARTS)
-    """What they are put on."""
+    parts: tuple[str, ...] = ("language model",)
+    """What they are put on, of PARTS. The flow head makes every token: what it learns shows in all pictures."""
     keep: float = 5.0
     """Weight of leaving alone what is kept."""
     checkpointing: bool = True
