@@ -94,7 +94,8 @@ def kept(count: int) -> list[str]:
     categories = ["single_object", "colors"] * (count // 4)
     categories += [CATEGORIES[index % len(CATEGORIES)] for index in range(count - len(categories))]
     return [
-        sample_scene(random.Random(f"keepmk {index}"), category=category)[2] for index, category in enumerate(categories)
+        sample_scene(random.Random(f"keepmk {index}"), category=category)[2]
+        for index, category in enumerate(categories)
     ]
 
 
