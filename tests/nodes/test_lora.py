@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from host import ROOT, HostError, Interrupted
 from host_process import BEGIN
 from host_process import run as run_script
 from vgt.__main__ import main
+from vgt.files.reading import read_checkpoint
+from vgt.files.single_file import save_checkpoint
 from vgt.lora import base_of_generator
 from vgt.networks.adapters import PARTS, Adapters
 from vgt.run.flow import FlowSettings
@@ -92,19 +95,25 @@ def python_latent(model, **changes):
 
 @pytest.fixture(scope="module")
 def intern(host):
-    """A model in float32, so that what is merged is not rounded."""
     return vgt.load(install_models(host) / INTERN)
 
 
-def test_patched_merged_and_plain_are_the_same(host, intern, tmp_path):
-    file = host.base / "models" / "loras" / "intern.safetensors"
+def test_patched_merged_and_plain_are_the_same(host, tmp_path):
+    """In float32: what is merged is written in the model's own precision."""
+    path = install_models(host) / "float32.safetensors"
+    checkpoint = read_checkpoint(path.with_name(INTERN))
+    whole = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in checkpoint.tensors.items()
+    }
+    save_checkpoint(replace(checkpoint, tensors=whole), path)
+    model, file = vgt.load(path), host.base / "models" / "loras" / "float32.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(random_lora(intern), file)
-    patched = run_latent(host, with_lora(load(INTERN), (file.name, 0.8), model=INTERN))
-    plain = python_latent(intern.with_lora(file, 0.8))
-    assert not torch.allclose(plain, python_latent(intern), atol=1e-2)
-    model, merged = host.base / "models" / "vgt" / INTERN, tmp_path / "merged.safetensors"
-    assert main(["merge", str(model), f"{file}:0.8", str(merged)]) == 0
+    save_file(random_lora(model), file)
+    patched = run_latent(host, with_lora(load(path.name), (file.name, 0.8), model=path.name))
+    plain = python_latent(model.with_lora(file, 0.8))
+    assert not torch.allclose(plain, python_latent(model), atol=1e-2)
+    merged = tmp_path / "merged.safetensors"
+    assert main(["merge", str(path), f"{file}:0.8", str(merged)]) == 0
     torch.testing.assert_close(patched, plain, rtol=0, atol=1e-5)
     torch.testing.assert_close(python_latent(vgt.load(merged)), plain, rtol=0, atol=1e-5)
 
