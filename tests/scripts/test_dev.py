@@ -182,3 +182,22 @@ def test_nodes_are_tested_on_both_hosts(monkeypatch):
 
 def test_where_the_newer_host_cannot_be_had_one_is_enough(monkeypatch):
     assert {comfyui for _, comfyui, _ in ran_by(monkeypatch, False, "tests/run")} == {"here"}
+
+
+def test_gpu_needs_no_set_up_where_pytorch_is_there_already(monkeypatch, tmp_path):
+    """As on a machine without network."""
+    ran = []
+
+    def run(command, **_):
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(dev, "PYTHON", tmp_path / "python")
+    monkeypatch.setattr(dev.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["dev.py", "gpu", "ways"])
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        assert dev.main() == 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert ran == [[sys.executable, "-m", "benchmarks.gpu", "ways"]]
