@@ -2,7 +2,8 @@
 docs/control.md and writes its pictures into FOLDER (docs).
 
 Regions: two kinds of thing, each in its half, beside one sentence that says the same. Beginnings: eight of which one is
-chosen at 40 % by a quick look ahead and finished, beside eight whole pictures. Prompts: what further ones cost.
+chosen at 40 % by a quick look ahead and finished, beside eight whole pictures: how many are right, and what they cost.
+Prompts: what further ones cost. `--only costs` prints one of these: regions, prompts, beginnings, costs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ import torch
 import vgt
 from vgt.evaluation import scenes
 from vgt.evaluation.drawing import picture_seed, to_image
+from vgt.run.generation import Generator
 from vgt.scenes.detector import detect, mistake
 
 MODEL = Path(__file__).parents[1] / "models" / "vgt-tiny.safetensors"
@@ -33,6 +36,8 @@ PAIRS = (
 LEFT = torch.zeros(4, 4)
 LEFT[:, :2] = 1
 BEGINNINGS, SHARE, PROMPTS = 8, 0.4, 60
+LOOK = {"tokens_per_step": 9999, "cfg": 1.0, "flow": vgt.FlowSettings(2, solver="euler")}
+"""All the rest at once: a look at what a beginning would become."""
 
 
 def regions(model, folder: Path) -> None:
@@ -53,36 +58,81 @@ def regions(model, folder: Path) -> None:
 
 
 def beginnings(model) -> None:
-    """Best of eight whole pictures, and of eight beginnings: score and time, in turn."""
+    """Best of eight whole pictures, and of eight beginnings, by the detector."""
     asked = scenes.prompts(PROMPTS)
     right = {"one": 0, "eight whole": 0, "eight beginnings": 0}
-    seconds = {name: [] for name in right}
     for number, (request, prompt) in enumerate(asked):
         settings = {"seed": picture_seed(SEED, number)}
 
         def judged(latent, request=request):
             return [mistake(request, detect(picture)) is None for picture in _pixels(model, latent)]
 
-        began = time.perf_counter()
-        whole = model.generate([prompt] * BEGINNINGS, **settings)
-        verdicts = judged(whole)
-        seconds["eight whole"].append(time.perf_counter() - began)
+        verdicts = judged(model.generate([prompt] * BEGINNINGS, **settings))
         right["one"] += verdicts[0]
         right["eight whole"] += any(verdicts)
-        began = time.perf_counter()
-        part = model.generate([prompt] * BEGINNINGS, stop_at=SHARE, **settings)
-        guess = model.generate(
-            [prompt] * BEGINNINGS, latent=part, tokens_per_step=99, flow=vgt.FlowSettings(2, solver="euler"), **settings
-        )
-        seen = judged(guess)
+        beginning = vgt.Beginning()
+        part = model.generate([prompt] * BEGINNINGS, stop_at=SHARE, beginning=beginning, **settings)
+        seen = judged(model.generate([prompt] * BEGINNINGS, latent=part, beginning=beginning, **settings | LOOK))
         chosen = seen.index(True) if True in seen else 0
-        done = model.generate(prompt, latent=part[chosen : chosen + 1], batch_index=[chosen], **settings)
+        done = model.generate(
+            prompt, latent=part[chosen : chosen + 1], beginning=beginning, batch_index=[chosen], **settings
+        )
         right["eight beginnings"] += judged(done)[0]
-        seconds["eight beginnings"].append(time.perf_counter() - began)
-    share = statistics.median(a / b for a, b in zip(seconds["eight beginnings"], seconds["eight whole"]))
     for name, count in right.items():
         print(f"{name}: {count / PROMPTS:.2f}")
-    print(f"eight beginnings and one finished take {share:.2f} of the time of eight whole pictures")
+
+
+def costs(model, rounds: int = 7) -> None:
+    """Time of the samplers, without decoding and judging, as shares of that of eight whole pictures."""
+    large = _large(model)
+    published = {"cfg_end": 1.0, "flow": vgt.FlowSettings()}
+    grouped = {**published, "tokens_per_step": 4, "decoding": "training-consistent"}
+    kinds = [("VGT-Tiny, recommended", model, {}), ("VGT-Tiny, published", model, published)]
+    kinds += [("VGT-Tiny, published, 4 tokens a step", model, grouped)]
+    kinds += [("larger, published", large, published), ("larger, published, 4 tokens a step", large, grouped)]
+    for name, one, settings in kinds:
+        seconds = _seconds(one, {"seed": SEED, **settings}, rounds if one is model else 3)
+        whole = seconds.pop("eight whole")
+        shares = {part: statistics.median(a / b for a, b in zip(times, whole)) for part, times in seconds.items()}
+        total = sum(share for part, share in shares.items() if part != "one whole")
+        columns = " | ".join(f"{share:.2f}" for share in shares.values())
+        print(f"| {name} | {statistics.median(whole):.2f} s | {columns} | {total:.2f} |", flush=True)
+
+
+def _seconds(model, settings: dict, rounds: int) -> dict[str, list[float]]:
+    """Times of the parts in turn, after a first round that does not count."""
+    side = model.config.generator.query_grid * model.generator.token_pixels
+    settings |= {"height": side, "width": side}
+    texts, one = ["four green hearts"] * BEGINNINGS, "four green hearts"
+    beginning = vgt.Beginning()
+    part = model.generate(texts, stop_at=SHARE, beginning=beginning, **settings)
+    begun = {"beginning": beginning, **settings}
+    parts = {
+        "eight whole": lambda: model.generate(texts, **settings),
+        "one whole": lambda: model.generate(one, **settings),
+        "eight beginnings": lambda: model.generate(texts, stop_at=SHARE, beginning=vgt.Beginning(), **settings),
+        "look ahead": lambda: model.generate(texts, latent=part, **begun | LOOK),
+        "finish one": lambda: model.generate(one, latent=part[5:6], batch_index=[5], **begun),
+    }
+    seconds = {name: [] for name in parts}
+    for number in range(1 + rounds):
+        for name, work in parts.items():
+            began = time.perf_counter()
+            work()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _large(model):
+    """A model with VGT-Tiny's shape, four times as wide and for 8x8 tokens; its weights are random."""
+    config = model.config.generator
+    language = replace(config.language, width=1024, heads=16, kv_heads=8, mlp_width=3072)
+    config = replace(config, language=language, flow_head=replace(config.flow_head, width=1024), query_grid=8)
+    torch.manual_seed(0)
+    generator = Generator(config, model.config.family, model.generator.token_pixels).eval()
+    kept = model.autoencoder, generator, model.tokenizer, model.device, model.dtype
+    return vgt.Model(replace(model.config, generator=config), *kept, model.recommended)
 
 
 def prompts(model, rounds: int = 9) -> None:
@@ -120,11 +170,18 @@ def _found(picture) -> list:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.control", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[1] / "docs")
-    folder = parser.parse_args().folder
+    parser.add_argument("--only", choices=["regions", "prompts", "beginnings", "costs"])
+    arguments = parser.parse_args()
     model = vgt.load(MODEL)
-    regions(model, folder)
-    prompts(model)
-    beginnings(model)
+    work = {
+        "regions": lambda: regions(model, arguments.folder),
+        "prompts": lambda: prompts(model),
+        "beginnings": lambda: beginnings(model),
+        "costs": lambda: costs(model),
+    }
+    for name, part in work.items():
+        if arguments.only in (None, name):
+            part()
 
 
 if __name__ == "__main__":

@@ -141,6 +141,13 @@ class Interface:
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         self.wait_for_graph(workflow)
 
+    def place(self, kind):
+        """A node of a kind alone on the canvas."""
+        self.page.evaluate(
+            "kind => { app.graph.clear(); app.graph.add(LiteGraph.createNode(kind)) }",
+            kind,
+        )
+
     def look(self, scale):
         """See the canvas from its origin on at this scale."""
         self.page.evaluate(
@@ -158,6 +165,8 @@ class Interface:
         self.page.evaluate("app.extensionManager.sidebarTab.activeSidebarTabId = null")
         self.page.wait_for_timeout(500)
         self.select(kind)
+        self.page.keyboard.press(".")  # fit the view to it: the tools of a selected node may lie under the tabs
+        self.page.wait_for_timeout(700)
         if not panel.is_visible():
             self.page.get_by_test_id("info-button").click()
         title = next(title for title, one in NODES.items() if one == kind)

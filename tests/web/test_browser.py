@@ -13,7 +13,7 @@ import pytest
 import workflows
 from host import ROOT
 from hub_server import HubServer, published_repositories
-from interface import LONG, NODES, shown, visited_host
+from interface import LONG, NODES, SCREENSHOTS, shown, visited_host
 from workflows import DOWNLOADS, PICTURES, same
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -64,6 +64,35 @@ def test_template_opens_runs_and_ends_in_its_pictures(interface, name):
     interface.screenshot(f"preview_{name}")
     cancel(interface)
     assert interface.complaints == []
+
+
+def test_every_template_is_saved_as_it_lies_there(interface):
+    """Nodes with their values and sockets, links and groups; sizes and places may be rounded."""
+    for name in workflows.ALL:
+        workflow = workflows.read(name)
+        interface.load(workflow)
+        saved = interface.graph()
+        (SCREENSHOTS / f"saved_{name}.json").write_text(json.dumps(saved, indent=2, ensure_ascii=False))
+        assert essence(saved) == essence(workflow), name
+    assert interface.complaints == []
+
+
+def essence(graph):
+    """What of a saved graph another one must have to be the same; in the order in which it lies there."""
+
+    def sockets(node, side):
+        return [(one["name"], one["type"], one.get("link"), one.get("links")) for one in node.get(side) or []]
+
+    nodes = {
+        node["id"]: {
+            **{key: node.get(key) for key in ("type", "title", "mode", "widgets_values")},
+            **{key: [round(part) for part in node[key]] for key in ("pos", "size")},
+            **{side: sockets(node, side) for side in ("inputs", "outputs")},
+        }
+        for node in graph["nodes"]
+    }
+    groups = [(group["title"], [round(part) for part in group["bounding"]]) for group in graph["groups"]]
+    return nodes, sorted(graph["links"]), groups
 
 
 @pytest.mark.parametrize("name", workflows.TRAINS)
@@ -135,6 +164,16 @@ def test_help_panel_shows_every_nodes_page(interface):
     for kind in dict.fromkeys(node["type"] for node in SAVED["nodes"] if node["type"] in NODES.values()):
         check_help(interface, kind)
         interface.screenshot(f"help_{kind}")
+    assert interface.complaints == []
+
+
+def test_help_of_the_nodes_that_no_saved_workflow_has(interface):
+    kinds = set(NODES.values()) - {node["type"] for node in SAVED["nodes"]}
+    for kind in sorted(kinds):
+        interface.place(kind)
+        check_help(interface, kind)
+        interface.screenshot(f"help_{kind}")
+    assert len(kinds) >= 4
     assert interface.complaints == []
 
 
