@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..vgt.prompt import PromptTokenizer
+from ..vgt.run.control import Region
 from ..vgt.sampling import SamplingSettings
 
 HIGHEST_CFG = 8.0
@@ -26,6 +29,14 @@ def on_values(settings: SamplingSettings) -> list[str]:
         said.append(
             f"{flow.steps} steps are few for {flow.solver}: below {FEWEST_STEPS[flow.solver]} many pictures fail"
         )
+    return said
+
+
+def on_steering(regions: Sequence[Region], grid: tuple[int, int], begun_with: str | None, model: str) -> list[str]:
+    """grid: height and width in tokens. begun_with: the model that began a stopped latent."""
+    said = [f"the region {region.prompt!r} covers no token" for region in regions if not region.weights(*grid).any()]
+    if begun_with not in (None, model):
+        said.append(f"the latent was begun with {begun_with}; here it is a picture to repaint")
     return said
 
 

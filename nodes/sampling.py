@@ -107,8 +107,6 @@ def sample(
         beginning = None
     # a copy: the one that came may be read again
     beginning = Beginning() if beginning is None else replace(beginning)
-    if begun_with not in (None, model.name):
-        logging.warning("VGT: the latent was begun with another model; it is taken for a picture to repaint.")
     steering = {
         "regions": [replace(region, prompt=_plain(region.prompt)) for region in regions],
         "changes": [replace(one, prompt=one.prompt and _plain(one.prompt)) for one in schedule],
@@ -121,6 +119,7 @@ def sample(
     for remark in (
         *remarks.on_prompts(model.tokenizer, prompts, _plain(negative_prompt), chosen),
         *remarks.on_values(chosen),
+        *remarks.on_steering(steering["regions"], masks.shape[1:], begun_with, model.name),
         *remarks.on_latent(asked, latent["samples"] is not None, chosen, len(out), drawn, denoise),
     ):
         notes.add(remark)

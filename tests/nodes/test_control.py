@@ -107,14 +107,14 @@ def test_the_plan_is_a_picture(host, models):
     assert pixels.shape == (96, 144, 3) and pixels.float().std() > 10
 
 
-def test_a_latent_begun_with_another_model_is_repainted_and_the_log_says_so(host, models):
+def test_a_latent_begun_with_another_model_is_repainted_and_the_node_says_so(host, models):
     graph = further(draw(**SIDE, stop_at=0.4), ["draw", 0])
     graph["other"] = node("VGTLoader", model="qwen2_5_vl.safetensors", dtype="fp32")
     graph["further"]["inputs"]["model"] = ["other", 0]
     part, done = run_latent(host, graph, "draw", "further")
     known = (part != 0).any(dim=1)
     assert done[0][:, known[0]].equal(part[0][:, known[0]])
-    assert "the latent was begun with another model" in host.log()
+    assert "the latent was begun with internvl3" in host.log()
 
 
 def test_a_region_that_covers_nothing_changes_nothing_and_the_log_says_so(host, models):
