@@ -158,6 +158,17 @@ class Interface:
     def select(self, kind):
         self.page.evaluate("kind => app.canvas.selectNode(app.graph._nodes.find(n => n.type === kind))", kind)
 
+    def bring_down(self, kind):
+        """Move the canvas until the tools above a node no longer lie under the tabs."""
+        self.page.evaluate(
+            """kind => {
+                const [x, y] = app.graph._nodes.find(n => n.type === kind).pos
+                Object.assign(app.canvas.ds, {scale: 0.6, offset: [1000 - x, 500 - y]})
+                app.canvas.setDirty(true, true)
+            }""",
+            kind,
+        )
+
     def help(self, kind):
         """Open the help panel on the first node of a kind; returns it."""
         panel = self.page.locator(".node-help-content")
@@ -165,8 +176,8 @@ class Interface:
         self.page.evaluate("app.extensionManager.sidebarTab.activeSidebarTabId = null")
         self.page.wait_for_timeout(500)
         self.select(kind)
-        self.page.keyboard.press(".")  # fit the view to it: the tools of a selected node may lie under the tabs
-        self.page.wait_for_timeout(700)
+        self.bring_down(kind)
+        self.page.wait_for_timeout(500)
         if not panel.is_visible():
             self.page.get_by_test_id("info-button").click()
         title = next(title for title, one in NODES.items() if one == kind)
