@@ -80,7 +80,7 @@ def photo(host, models):
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A real Chromium: the system's, or the one that Playwright installs."""
+    """A real Chromium, the system's or Playwright's own: one context, so that all pages share a cache."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     with playwright.sync_playwright() as driver:
         own = shutil.which("chromium")
@@ -90,7 +90,7 @@ def chromium():
             if own or "Executable doesn't exist" not in str(error):
                 raise
             pytest.skip("there is no Chromium: `python3 scripts/dev.py test --browser` installs it where it can")
-        yield browser
+        yield browser.new_context(viewport={"width": 1600, "height": 900})
         browser.close()
 
 

@@ -61,8 +61,10 @@ def visited_host(home, *arguments, env=None):
 @contextlib.contextmanager
 def shown(host, chromium, screenshot, known=()):
     """An Interface in a page of its own; a screenshot is taken at the end. known: see Interface."""
-    page = chromium.new_page(viewport={"width": 1600, "height": 900})
+    page = chromium.new_page()
     page.set_default_timeout(LONG)
+    page.goto(f"{host.address}/system_stats")
+    page.evaluate("localStorage.clear()")  # what pages before this one left
     interface = Interface(host, page, known)
     yield interface
     interface.screenshot(re.sub(r"\W+", "_", screenshot).strip("_"))
