@@ -88,7 +88,7 @@ def essence(graph, like=None):
         key: (
             *(node.get(name) for name in ("type", "title", "mode")),
             (node.get("widgets_values") or [])[: count.get(key)],
-            *([round(part) for part in node[name]] for name in ("pos", "size")),
+            [round(part) for part in node["pos"]],  # a node grows with inputs that are newer than the file
         )
         for key, node in nodes.items()
     }
