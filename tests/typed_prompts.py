@@ -72,6 +72,19 @@ _AFTERWARDS = [
     ("Four Brown Circles on White", [("circle", "brown", 4)], None, "white"),
 ]  # fmt: skip
 
+# Two things by their places in the picture: written with the wordings for them.
+_PLACES = [
+    ("a red circle on the left and a blue square on the right",
+     [("circle", "red"), ("square", "blue")], "left of", None),
+    ("A green star on the right, a pink heart on the left", [("star", "green"), ("heart", "pink")], "right of", None),
+    ("a yellow cross at the top and a brown triangle at the bottom",
+     [("cross", "yellow"), ("triangle", "brown")], "above", None),
+    ("on the right a heart and on the left a circle", [("heart", None), ("circle", None)], "right of", None),
+    ("a picture with an orange square on the left and a purple star on the right",
+     [("square", "orange"), ("star", "purple")], "left of", None),
+    ("blue circle below, red triangle above", [("circle", "blue"), ("triangle", "red")], "below", None),
+]  # fmt: skip
+
 
 def _request(items, relation, background):
     things = tuple(Item(*item) for item in items)
@@ -84,3 +97,4 @@ def _request(items, relation, background):
 
 TYPED = [(prompt, _request(*meaning)) for prompt, *meaning in _TYPED]
 AFTERWARDS = [(prompt, _request(*meaning)) for prompt, *meaning in _AFTERWARDS]
+PLACES = [(prompt, _request(*meaning)) for prompt, *meaning in _PLACES]

@@ -21,6 +21,12 @@ READ = {
     "orange disk on grey": "an orange circle on gray",
     "Navy background, a pink heart": "a pink heart, navy background",
     "a couple of violet stars": "two purple stars",
+    "a red circle on the left and a blue square on the right": "a red circle left of a blue square",
+    "Red star on the right, heart on the left, mint background": "a red star right of a heart, mint background",
+    "on the left a red circle, on the right a blue square": "a red circle left of a blue square",
+    "a star at the top of the picture and a heart below, on white": "a star above a heart, on white",
+    "a red circle on the right of a star and a heart": "a red circle on the right of a star and a heart",
+    "An image with a brown heart": "an image of a brown heart",
     "a black cat, five red circles": "a black cat, five red circles",
 }
 

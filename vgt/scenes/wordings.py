@@ -27,6 +27,17 @@ _BESIDE_IT = {
     "right of": r"(?:(?:to |on )?the right of it|right of it|(?:on|to) its right)",
 }
 
+_SIDES = {"left of": "left", "right of": "right", "above": "(?:top|upper)", "below": "(?:bottom|lower)"}
+_SAID_ALONE = {"left of": "left", "right of": "right", "above": "above", "below": "(?:below|underneath)"}
+_AND = r"(?:,? and|,|;| with)"
+
+
+def _place(relation: str) -> str:
+    """A pattern for where a thing is in the picture: "on the left", "at the top of the picture", "above"."""
+    side = rf"(?:on|at|to|in) (?:the )?{_SIDES[relation]}(?: side| half| part)?"
+    return rf"(?:{side}(?: of the (?:picture|image))?|{_SAID_ALONE[relation]})(?! of\b)"
+
+
 COMMON: tuple[tuple[str, str], ...] = (
     (r"(?<!image)[.!]+\s*\Z", ""),
     (rf"{_START}(?:please )?(?:draw|paint|make|create|show|generate)(?: me)? ", ""),
@@ -63,6 +74,7 @@ WORDINGS: tuple[tuple[str, str], ...] = (
             (rf" {_BESIDE_IT[relation]}\b", ""),
         )
     ),
+    (r"\b(?:photo|picture|image|drawing)\K (?:with|showing)(?= )", " of"),
     (r"\b(?:on top of|atop)\b", "above"),
     (r"\b(?:underneath|beneath)\b", "below"),
     (r"\b(?:is|sits|lies) (?=(?:to |on )?the (?:left|right)|left|right|above|below|over|under)", ""),
@@ -74,6 +86,19 @@ WORDINGS: tuple[tuple[str, str], ...] = (
     (rf"\bthe (?={_THING})", "a "),
     (rf"{_NO_ARTICLE}(?=orange (?:{_SHAPE})\b)", "an "),
     (rf"{_NO_ARTICLE}(?={_THING})", "a "),
+    *(  # "a circle on the left and a square on the right", "on the left a circle, on the right a square"
+        rule
+        for relation, mirrored in _MIRRORED.items()
+        for rule in (
+            (
+                rf"\b{_place(relation)}[:,]? (?=an? {_THING}{_AND} {_place(mirrored)}[:,]? an? {_THING})",
+                "",
+            ),
+            (rf"an? {_THING}\K{_AND} {_place(mirrored)}[:,]? (?=an? {_THING})", f" {relation} "),
+            (rf"an? {_THING}\K {_place(relation)}{_AND} (?=an? {_THING} {_place(mirrored)})", f" {relation} "),
+            (rf"\b{relation} an? {_THING}\K {_place(mirrored)}", ""),
+        )
+    ),
     (rf",(?= an? {_THING})", " and"),
 )
 
