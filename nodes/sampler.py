@@ -20,7 +20,7 @@ class VGTARSampler(io.ComfyNode):
             display_name="VGT AR Sampler",
             category="VGT",
             **search_aliases(
-                "text to image", "txt2img", "autoregressive", "generate", "inpaint", "outpaint", "variations"
+                "text to image", "txt2img", "draw", "autoregressive", "generate", "inpaint", "outpaint", "variations"
             ),
             description="Draws images token by token from a prompt. With a latent it repaints: where its noise mask "
             "is set, or the share of tokens that denoise says.",

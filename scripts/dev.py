@@ -100,6 +100,8 @@ def serve(comfyui, port, arguments):
 
 NEWER_HOST_TESTS = ["tests/nodes", "tests/web/test_workflows.py"]
 """What a host can answer for. The rest of the tests run on one host alone."""
+NEWER_HOST_BROWSER_TESTS = ["tests/web/test_first_minutes.py"]
+"""What a person meets first, in the newer host's own interface."""
 
 
 def test(comfyui, soak, browser, newer, arguments):
@@ -117,6 +119,10 @@ def test(comfyui, soak, browser, newer, arguments):
     if newer:
         command = ["pytest", "-m", "host and not soak and not browser", *NEWER_HOST_TESTS]
         runs.append((f"pytest on ComfyUI {dev_setup.NEWER_VERSION}", NEWER_PYTHON, dev_setup.NEWER, command))
+    if newer and browser:
+        command = ["pytest", "-m", "browser", *NEWER_HOST_BROWSER_TESTS]
+        name = f"pytest in a browser on ComfyUI {dev_setup.NEWER_VERSION}"
+        runs.append((name, NEWER_PYTHON, dev_setup.NEWER, command))
     failed = []
     for name, python, host, command in runs:
         say(name)

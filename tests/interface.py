@@ -188,9 +188,24 @@ class Interface:
 
     def wait_for_graph(self, workflow):
         """Wait until the graph on the canvas is this one, by its nodes."""
-        ids = sorted(node["id"] for node in workflow["nodes"])
-        shown = "ids => JSON.stringify(app.graph._nodes.map(n => n.id).sort((a, b) => a - b)) === JSON.stringify(ids)"
+        ids = sorted(str(node["id"]) for node in workflow["nodes"])  # newer interfaces have strings
+        shown = "ids => JSON.stringify(app.graph._nodes.map(n => String(n.id)).sort()) === JSON.stringify(ids)"
         self.page.wait_for_function(shown, arg=ids)
+
+    def search(self, words, title):
+        """Double-click the canvas, type the words, wait until a node of this title is offered, and leave."""
+        page = self.page
+        page.mouse.dblclick(800, 600, delay=10)
+        if self.version() < (1, 47):
+            container = page.locator(".comfy-vue-node-search-container")
+            box, offered = container.get_by_role("combobox"), container.locator(".p-autocomplete-option")
+        else:
+            box = page.get_by_placeholder("Add a node...")
+            offered = page.get_by_role("dialog").get_by_text(title, exact=True)
+        box.fill(words)
+        offered.filter(has_text=title).first.wait_for()
+        page.keyboard.press("Escape")
+        box.wait_for(state="hidden")
 
     def graph(self):
         return self.page.evaluate("app.graph.serialize()")

@@ -213,6 +213,7 @@ def test_what_has_a_default_may_be_left_out_and_what_few_use_is_folded(host, mod
     }
     folded = {node: names for node, names in folded.items() if names}
     newer = {
+        "VGTLoader": {"compile"},
         "VGTARSampler": {"decoding", "grouping", "stop_at", "previews"},
         "VGTFlowHeadSettings": {"last_step", "temperature", "shift", "final_steps", "cfg_end"},
         "VGTTrainLoRA": {"accumulation", "alpha", "train", "gradient_checkpointing"},

@@ -16,6 +16,14 @@ from vgt.training.settings import TrainingError
 
 
 @pytest.fixture
+def ctrl_c():
+    """Ctrl-C works, even where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def recipe(tmp_path, monkeypatch):
     """A miniature of a recipe: a captioner that takes some time, then a tokenizer."""
     tokenizer = {**miniatures.autoencoder(tmp_path, steps=2), "base": "mini-captioner/base"}
@@ -29,7 +37,7 @@ def recipe(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_two_processes_train_one_stage_after_the_other_and_stop_at_ctrl_c(recipe, capfd):
+def test_two_processes_train_one_stage_after_the_other_and_stop_at_ctrl_c(recipe, ctrl_c, capfd):
     out = recipe / "out"
     metrics = out / "mini-captioner" / "metrics.jsonl"
 

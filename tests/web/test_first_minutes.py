@@ -68,14 +68,20 @@ def test_four_nodes_by_hand_with_all_defaults_draw(interface, renderer):
         interface.screenshot(f"first_four_nodes_{renderer}")
 
 
-def test_words_never_seen_stand_under_the_sampler(interface):
-    place_four_nodes(interface)
-    interface.set("VGTLoader", model="words.safetensors")
-    interface.set("VGTARSampler", prompt="A Cat on top of a BLUE square")
-    interface.run()
-    outputs(interface)
-    interface.page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: cat')")
-    interface.screenshot("first_never_seen")
+@pytest.mark.parametrize("renderer", ["classic", "nodes_2"])
+def test_words_never_seen_stand_under_the_sampler(interface, renderer):
+    with interface.renderer(renderer):
+        place_four_nodes(interface)
+        interface.set("VGTLoader", model="words.safetensors")
+        interface.set("VGTARSampler", prompt="A Cat on top of a BLUE square", seed=7 if renderer == "classic" else 8)
+        interface.run()
+        outputs(interface)
+        interface.page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: cat')")
+        if renderer == "nodes_2" and interface.version() >= (1, 47):  # the first ones have no place for it
+            sampler = interface.page.evaluate("app.graph._nodes.find(n => n.type === 'VGTARSampler').id")
+            node = interface.page.locator(f'[data-node-id="{sampler}"]').first
+            node.get_by_text("never seen: cat").first.wait_for()
+        interface.screenshot(f"first_never_seen_{renderer}")
 
 
 def test_the_prompt_keeps_its_height_beside_a_preview(interface):
@@ -109,11 +115,59 @@ def test_the_prompt_keeps_its_height_beside_a_preview(interface):
 def test_the_search_offers_the_sampler_where_the_host_has_aliases(interface, host):
     if "search_aliases" not in host.object_info("VGTARSampler"):
         pytest.skip("this host has no search aliases")
-    search = interface.page.locator(".comfy-vue-node-search-container")
     interface.page.evaluate("app.graph.clear()")
-    for words in ("text to image", "autoregressive", "inpaint"):
-        interface.page.mouse.dblclick(800, 600, delay=10)
-        search.get_by_role("combobox").fill(words)
-        search.locator(".p-autocomplete-option", has_text="VGT AR Sampler").first.wait_for(timeout=LONG)
-        interface.page.keyboard.press("Escape")
-        search.wait_for(state="hidden")
+    for words in ("text to image", "draw", "autoregressive", "generate", "inpaint"):
+        interface.search(words, "VGT AR Sampler")
+
+
+def test_the_branch_for_a_picture_of_ones_own_is_switched_on_by_its_title(interface):
+    """As the title says: right click, Set Group Nodes to Always."""
+    interface.open_template("VGT-3-inpaint")
+    page = interface.page
+    x, y = page.evaluate(
+        """() => {
+            const group = app.graph._groups.find(g => g.title.includes('Your own picture'))
+            const {scale, offset} = app.canvas.ds
+            const {left, top} = app.canvas.canvas.getBoundingClientRect()
+            return [left + (group.pos[0] + 30 + offset[0]) * scale, top + (group.pos[1] + 15 + offset[1]) * scale]
+        }"""
+    )
+    page.mouse.click(x, y, button="right")
+    page.locator(".litecontextmenu").get_by_text("Set Group Nodes to Always").click()
+    page.wait_for_function("() => app.graph._nodes.every(n => n.mode === 0)")
+    page.wait_for_timeout(500)
+    interface.screenshot("first_own_picture")
+    interface.run()
+    assert [picture.size for picture in outputs(interface)] == [(112, 112)] * 2
+
+
+def test_a_walk_through_the_first_ten_minutes(interface):
+    """From the README: the template, a first picture, another prompt, help, the picture dropped again, a word that the
+    model never saw. Screenshots walk_*.png tell it."""
+    page = interface.page
+    interface.open_template("VGT-1-text-to-image")
+    interface.screenshot("walk_1_template")
+    interface.run()
+    (picture,) = outputs(interface)
+    page.wait_for_timeout(1000)
+    interface.screenshot("walk_2_first_picture")
+    interface.set("VGTARSampler", prompt="three green stars on a navy background", seed=20)
+    interface.run()
+    (other,) = outputs(interface)
+    assert not workflows.same(picture, other)
+    page.wait_for_timeout(1000)
+    interface.screenshot("walk_3_own_prompt")
+    interface.help("VGTARSampler")
+    interface.screenshot("walk_4_help")
+    file = max((interface.host.base / "output" / "VGT").glob("*.png"), key=lambda path: path.stat().st_mtime)
+    sent = interface.graph()
+    page.evaluate("app.graph.clear()")
+    interface.drop("mine.png", file.read_bytes())
+    interface.wait_for_graph(sent)
+    interface.screenshot("walk_5_dropped_picture")
+    interface.set("VGTARSampler", prompt="a cat")
+    interface.run()
+    outputs(interface)
+    page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: cat')")
+    interface.screenshot("walk_6_never_seen")
+    assert interface.missing() == []
