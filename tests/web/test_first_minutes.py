@@ -69,18 +69,23 @@ def test_four_nodes_by_hand_with_all_defaults_draw(interface, renderer):
 
 
 @pytest.mark.parametrize("renderer", ["classic", "nodes_2"])
-def test_words_never_seen_stand_under_the_sampler(interface, renderer):
+def test_what_is_worth_knowing_stands_under_the_sampler(interface, renderer):
+    """Words that the model has never seen, and a value that means trouble."""
+    said = ["never seen: cat", "cfg 20 is above all that was tried"]
     with interface.renderer(renderer):
         place_four_nodes(interface)
         interface.set("VGTLoader", model="words.safetensors")
-        interface.set("VGTARSampler", prompt="A Cat on top of a BLUE square", seed=7 if renderer == "classic" else 8)
+        seed = 7 if renderer == "classic" else 8  # what the host has drawn before it does not run again
+        interface.set("VGTARSampler", prompt="A Cat on top of a BLUE square", cfg=20, seed=seed)
         interface.run()
         outputs(interface)
-        interface.page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: cat')")
+        for text in said:
+            interface.page.wait_for_function(f"text => ({TEXT})()?.includes(text)", arg=text)
         if renderer == "nodes_2" and interface.version() >= (1, 47):  # the first ones have no place for it
             sampler = interface.page.evaluate("app.graph._nodes.find(n => n.type === 'VGTARSampler').id")
             node = interface.page.locator(f'[data-node-id="{sampler}"]').first
-            node.get_by_text("never seen: cat").first.wait_for()
+            for text in said:
+                node.get_by_text(text).first.wait_for()
         interface.screenshot(f"first_never_seen_{renderer}")
 
 
