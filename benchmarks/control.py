@@ -3,7 +3,7 @@ docs/control.md and writes its pictures into FOLDER (docs).
 
 Regions: two kinds of thing, each in its half, beside one sentence that says the same. Beginnings: eight of which one is
 chosen at 40 % by a quick look ahead and finished, beside eight whole pictures: how many are right, and what they cost.
-Prompts: what further ones cost. `--only costs` prints one of these: regions, prompts, beginnings, costs.
+Prompts: what further ones cost. `--only NAME` does one part: regions, prompts, beginnings (how many are right), costs.
 """
 
 from __future__ import annotations

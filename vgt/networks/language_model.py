@@ -166,7 +166,7 @@ class LanguageModel(nn.Module):
             rotary: cosines and sines, each [rows, 1, m, head_width], in the dtype of embeds.
             cache: written in place; None: the inputs see one another only (slot 0), and gradients flow.
             mask: bool [rows or 1, 1, m, slot+m (all slots where they are named)], True = seen; None: each input sees
-                all slots up to its own, where they are named with flash-attn.
+                all slots up to its own. Where slots are named, None takes flash-attn (attention.flash_decoding).
 
         Returns the hidden states after the final norm, [rows, m, width].
         """

@@ -50,7 +50,7 @@ class Beginning:
         """
         if self.plan is None or self.generator() is not generator or not set(images) <= set(self.images):
             return None
-        drawn = [*self.plan.known, *(place for step in self.plan.steps[: self.steps] for place in step.group)]
+        drawn = self.plan.places_before(self.steps)
         if sorted(drawn) != (~wanted.flatten()).nonzero().flatten().tolist():
             return None
         rows = [self.images.index(image) for image in images]

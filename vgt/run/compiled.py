@@ -22,9 +22,7 @@ def check_compiler(device: torch.device) -> None:
         compiler = os.environ.get("CXX") or usual
         missing = None if shutil.which(compiler) else f"the C++ compiler {compiler}"
     if missing:
-        raise ValueError(
-            f"To compile the flow head takes {missing}, which is not there; install it, or do not compile."
-        )
+        raise ValueError(f"Compiling the flow head takes {missing}, which is not there; install it, or do not compile.")
 
 
 def compiled(function: Callable) -> Callable:

@@ -157,16 +157,27 @@ def generate(
     head = generator.head(flow)
     if compile:
         check_compiler(device)
-    if latent is not None:
-        mask = check_repaint(latent, mask, batch, h, w)
-        if not mask.any():
-            return latent.to(device, torch.float32)
     images = range(batch) if batch_index is None else batch_index
-    steering = {"regions": regions, "changes": changes, "order_map": order_map, "stop_at": stop_at}
-    wanted = None if latent is None else mask
-    if wanted is not None and beginning is not None:
-        steering["begun"] = beginning.begun(generator, latent, wanted, images)
-    planned = plan_run(generator, tokenizer, prompts, negative, settings, wanted, **steering)
+    wanted = begun = None
+    if latent is not None:
+        wanted = check_repaint(latent, mask, batch, h, w)
+        if not wanted.any():
+            return latent.to(device, torch.float32)
+        if beginning is not None:
+            begun = beginning.begun(generator, latent, wanted, images)
+    planned = plan_run(
+        generator,
+        tokenizer,
+        prompts,
+        negative,
+        settings,
+        wanted,
+        regions=regions,
+        changes=changes,
+        order_map=order_map,
+        stop_at=stop_at,
+        begun=begun,
+    )
     plan, given, last = planned.plan, planned.plan.given, planned.last
     if noise is None:
         noise = draw_noise(settings.seed, images, h * w, flow.steps)
@@ -180,7 +191,7 @@ def generate(
     if record is not None:
         run.spread = run.latents.new_zeros(run.latents.shape[:2])
         record.plan, record.grid = plan, (h, w)
-    known = [*plan.known, *(place for step in plan.steps[:given] for place in step.group)]
+    known = plan.places_before(given)
     if known:
         run.latents[:, known] = latent.to(run.latents).flatten(2).transpose(1, 2)[:, known]
     inputs = step_inputs(plan, planned.scales, generator.language_model, generator.dtype, device)
@@ -198,7 +209,7 @@ def generate(
     seen = torch.zeros(h * w, dtype=torch.bool)
     seen[known] = True
     done, total = 0, sum(len(step.group) for step in plan.steps[given : last + 1])
-    kept = beginning.cache(plan, planned.ids, images) if steering.get("begun") else None
+    kept = beginning.cache(plan, planned.ids, images) if begun is not None else None
     with _walker(fresh, graphs) as token_step:
         if kept is not None:
             token_step.cache.load(*kept)

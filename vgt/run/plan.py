@@ -94,6 +94,10 @@ class Plan:
         """How many inputs step `index` feeds, text included."""
         return len(self.steps[index].kinds) + (self.padded + self.start if index == 0 else 0)
 
+    def places_before(self, index: int) -> list[int]:
+        """The places whose latents are there when step `index` begins: those that are known, then in drawing order."""
+        return [*self.known, *(place for step in self.steps[:index] for place in step.group)]
+
     def size(self, index: int) -> tuple[int, int, int, int]:
         """What step `index` has in common with others like it: inputs without text, tokens drawn, rows, flow steps."""
         step = self.steps[index]
