@@ -74,8 +74,10 @@ def _status(processes) -> int:
     running = {process.sentinel: process for process in processes}
     while running:
         for sentinel in wait(list(running)):
-            if status := running.pop(sentinel).exitcode:
-                return status
+            process = running.pop(sentinel)
+            process.join()  # the sentinel is ready a moment before the exit status is
+            if process.exitcode:
+                return process.exitcode
     return 0
 
 
