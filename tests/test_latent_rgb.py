@@ -48,13 +48,15 @@ def test_the_command_writes_a_model_with_a_matrix_and_the_same_weights(tmp_path,
         size = (120, 90)
         noise = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(index))
         Image.fromarray(noise.byte().numpy()).save(tmp_path / "pictures" / f"{index}.png")
-    assert main(["latent-rgb", str(model), str(tmp_path / "pictures"), str(out)]) == 0
+    command = ["latent-rgb", str(model), str(tmp_path / "pictures"), str(out)]
+    assert main(command) == 0
     assert "3 pictures" in capsys.readouterr().out
     before, after = read_checkpoint(model), read_checkpoint(out)
     assert before.latent_rgb is None and len(after.latent_rgb) == 33
     assert before.tensors.keys() == after.tensors.keys()
     assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in before.tensors)
-    assert main(["latent-rgb", str(model), str(tmp_path / "none"), str(out)]) == 1
+    assert main(["latent-rgb", str(model), str(tmp_path / "none"), str(out), "--force"]) == 1
+    assert main([*command, "--force"]) == 0
 
 
 @pytest.mark.parametrize("value", [1, [[0, 0, 0]] * 32, [[0, 0]] * 33, [[0, 0, "x"]] * 33, [[0, 0, float("nan")]] * 33])

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     latent_rgb.add_argument("model", type=Path, help="a model file, or a folder in the published layout")
     latent_rgb.add_argument("pictures", type=Path, help="a folder of pictures as the model's; a hundred will do")
     latent_rgb.add_argument("out", type=Path, help="the .safetensors file to write")
+    _add_force(latent_rgb)
     latent_rgb.set_defaults(run=_latent_rgb)
 
     from .evaluation import command as evaluation
@@ -167,7 +168,7 @@ def _generate(options) -> None:
     paths = picture_paths(Path(output), len(prompts) * options.batch, options.force)
     for path in (options.plan, options.latent):
         if path is not None:
-            check_writable(path)
+            check_writable(path, options.force)
     model = _load(options)
     for lora in options.lora:
         model = model.with_lora(*read_strength(lora))
@@ -218,6 +219,7 @@ def _read_lines(path: Path) -> list[str]:
 def _latent_rgb(options) -> None:
     from .latent_rgb import add_to_file
 
+    check_writable(options.out, options.force)
     count = add_to_file(options.model, options.pictures, options.out)
     print(f"{options.out}, with colours learnt from {count} pictures")
 

@@ -26,7 +26,7 @@ def picture_paths(output: Path, count: int, force: bool) -> list[Path]:
     return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
 
 
-def check_writable(path: Path, force: bool = True) -> None:
+def check_writable(path: Path, force: bool) -> None:
     """Raises OSError, one sentence, where no file can be written to `path`, or where there is one and not `force`."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file.")
