@@ -13,7 +13,12 @@ LossMap = io.Custom("LOSS_MAP")
 
 
 def search_aliases(*words: str) -> dict:
-    """Other words the node search finds a node by; hosts before 0.11 have no place for them."""
+    """Other words the node search finds a node by; hosts before 0.11 have no place for them.
+
+    Those hosts' interfaces compare a node's id and display name alone (1.32.9 reads neither category nor description):
+    there "VGT" and "sampler" find the sampler, and "text to image" does not. Display names stay short all the same: one
+    with "text to image" in it would be wrong where the sampler repaints, and would not be that of the help page.
+    """
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
 
 

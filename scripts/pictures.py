@@ -104,7 +104,7 @@ def draw_graphs(host):
         interface.run()
         interface.pictures()
         page.wait_for_timeout(12_000)  # until the host's note that the run is over has gone
-        picture = screenshot_of_graph(page, interface, height=940)
+        picture = screenshot_of_graph(page, interface)
         save(picture.resize((1100, 834), Image.LANCZOS), HELP / "VGTLoader" / "picture.jpg")
         interface.open_template("VGT-9-published-weights-4-GB")
         page.wait_for_timeout(3000)
@@ -113,11 +113,11 @@ def draw_graphs(host):
         browser.close()
 
 
-def screenshot_of_graph(page, interface, height=740):
-    """Take a screenshot of the canvas around a graph that is about 1260 wide and 760 high; 980 with a preview."""
+def screenshot_of_graph(page, interface):
+    """Take a screenshot of the canvas around a graph that is about 1260 wide and 920 high."""
     interface.look(0.95)
     page.wait_for_timeout(1500)
-    area = {"x": 80, "y": 120, "width": 1240, "height": height}
+    area = {"x": 80, "y": 120, "width": 1240, "height": 940}
     return Image.open(io.BytesIO(page.screenshot(clip=area, animations="disabled"))).convert("RGB")
 
 

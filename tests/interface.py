@@ -171,6 +171,28 @@ class Interface:
             kind,
         )
 
+    def out_of_place(self, kind):
+        """Nodes of a kind that lie across the border of a group, or not wholly on the screen: their ids."""
+        return self.page.evaluate(
+            """kind => {
+                const {scale, offset} = app.canvas.ds
+                const {left, top} = app.canvas.canvas.getBoundingClientRect()
+                const inside = ([x, y, right, bottom], frame) =>
+                    x >= frame[0] && y >= frame[1] && right <= frame[2] && bottom <= frame[3]
+                const apart = ([x, y, right, bottom], frame) =>
+                    x >= frame[2] || y >= frame[3] || right <= frame[0] || bottom <= frame[1]
+                const start = [-left / scale - offset[0], -top / scale - offset[1]]
+                const screen = [...start, start[0] + innerWidth / scale, start[1] + innerHeight / scale]
+                const groups = app.graph._groups.map(({pos, size}) => [...pos, pos[0] + size[0], pos[1] + size[1]])
+                const well = ({pos: [x, y], size: [width, height]}) => {
+                    const box = [x, y - LiteGraph.NODE_TITLE_HEIGHT, x + width, y + height]
+                    return inside(box, screen) && groups.every(group => inside(box, group) || apart(box, group))
+                }
+                return app.graph._nodes.filter(n => n.type === kind && !well(n)).map(n => n.id)
+            }""",
+            kind,
+        )
+
     def help(self, kind):
         """Open the help panel on the first node of a kind; returns it."""
         panel = self.page.locator(".node-help-content")

@@ -62,6 +62,7 @@ def test_template_opens_runs_and_ends_in_its_pictures(interface, name):
     assert all(same(*pair) for pair in zip(pictures, expected))
     watch_a_long_run(interface)
     interface.screenshot(f"preview_{name}")
+    assert interface.out_of_place("VGTARSampler") == []
     interface.host.interrupt()  # which may come after the end; Cancel has a test of its own
     assert interface.complaints == []
 

@@ -82,46 +82,76 @@ def test_what_is_worth_knowing_stands_under_the_sampler(interface, renderer):
         for text in said:
             interface.page.wait_for_function(f"text => ({TEXT})()?.includes(text)", arg=text)
         if renderer == "nodes_2" and interface.version() >= (1, 47):  # the first ones have no place for it
-            sampler = interface.page.evaluate("app.graph._nodes.find(n => n.type === 'VGTARSampler').id")
-            node = interface.page.locator(f'[data-node-id="{sampler}"]').first
             for text in said:
-                node.get_by_text(text).first.wait_for()
+                sampler_element(interface).get_by_text(text).first.wait_for()
         interface.screenshot(f"first_never_seen_{renderer}")
 
 
-def test_the_prompt_keeps_its_height_beside_a_preview(interface):
-    """In the classic renderer, where a node's boxes share what its picture leaves."""
-    place_four_nodes(interface)
-    height = """() => {
-        const widgets = app.graph._nodes.find(n => n.type === 'VGTARSampler').widgets
-        return widgets.find(w => w.name === 'prompt').computedHeight
-    }"""
-    interface.page.wait_for_timeout(500)
-    before = interface.page.evaluate(height)
-    preview = "() => app.graph._nodes.find(n => n.type === 'VGTARSampler').imgs?.length"
-    interface.page.evaluate(
-        """() => {
-            const flow = LiteGraph.createNode('VGTFlowHeadSettings')
-            flow.pos = [60, 300]
-            app.graph.add(flow)
-            flow.widgets.find(w => w.name === 'steps').value = 1000
-            const sampler = app.graph._nodes.find(n => n.type === 'VGTARSampler')
-            flow.connect(0, sampler, sampler.inputs.findIndex(i => i.name === 'flow_head'))
-        }"""
-    )
-    interface.run()
-    interface.page.wait_for_function(preview)
-    interface.page.wait_for_timeout(500)
-    assert interface.page.evaluate(height) >= min(before, 80)
-    interface.screenshot("first_prompt_beside_preview")
-    outputs(interface)
+@pytest.mark.parametrize("renderer", ["classic", "nodes_2"])
+def test_the_prompt_keeps_its_height_beside_a_preview(interface, renderer):
+    """During a run and after it; the sampler stays in its group and on the first screen."""
+    with interface.renderer(renderer):
+        interface.open_template("VGT-1-text-to-image")
+        interface.page.wait_for_timeout(1000)
+        before = prompt_height(interface, renderer)
+        interface.page.evaluate(
+            """() => {
+                const flow = LiteGraph.createNode('VGTFlowHeadSettings')
+                flow.pos = [0, 700]
+                app.graph.add(flow)
+                flow.widgets.find(w => w.name === 'steps').value = 400
+                const sampler = app.graph._nodes.find(n => n.type === 'VGTARSampler')
+                flow.connect(0, sampler, sampler.inputs.findIndex(i => i.name === 'flow_head'))
+            }"""
+        )
+        interface.set("VGTARSampler", seed=9 if renderer == "classic" else 10)
+        interface.run()
+        wait_for_preview(interface, renderer)
+        interface.page.wait_for_timeout(500)
+        during = prompt_height(interface, renderer)
+        outputs(interface)
+        interface.page.wait_for_timeout(1000)
+        interface.screenshot(f"first_prompt_beside_preview_{renderer}")
+        assert min(during, prompt_height(interface, renderer)) >= 0.9 * before
+        assert before >= 79
+        # The first Nodes 2.0 draws nodes a fifth larger, and previews 350 pixels high: more than a screen has.
+        if renderer == "classic" or interface.version() >= (1, 47):
+            assert interface.out_of_place("VGTARSampler") == []
 
 
-def test_the_search_offers_the_sampler_where_the_host_has_aliases(interface, host):
-    if "search_aliases" not in host.object_info("VGTARSampler"):
-        pytest.skip("this host has no search aliases")
+def prompt_height(interface, renderer):
+    """Of the sampler's upper box, in units of the canvas."""
+    if renderer == "classic":
+        return interface.page.evaluate(
+            """() => app.graph._nodes.find(n => n.type === 'VGTARSampler').widgets
+                .find(w => w.name === 'prompt').computedHeight"""
+        )
+    return sampler_element(interface).locator("textarea").first.evaluate("box => box.offsetHeight")
+
+
+def wait_for_preview(interface, renderer):
+    """The classic renderer draws the picture on the canvas, Nodes 2.0 has an <img> of a blob."""
+    if renderer == "classic":
+        interface.page.wait_for_function(
+            "() => app.graph._nodes.find(n => n.type === 'VGTARSampler').imgs?.[0]?.naturalWidth"
+        )
+    else:
+        picture = sampler_element(interface).locator("img[src^='blob:']").first
+        picture.wait_for()
+        interface.page.wait_for_function("picture => picture.naturalWidth", arg=picture.element_handle())
+
+
+def sampler_element(interface):
+    """A sampler as Nodes 2.0 shows it."""
+    sampler = interface.page.evaluate("app.graph._nodes.find(n => n.type === 'VGTARSampler').id")
+    return interface.page.locator(f'[data-node-id="{sampler}"]').first
+
+
+def test_the_search_offers_the_sampler(interface, host):
+    """By aliases where the host has them, elsewhere by its name (nodes/types.py)."""
     interface.page.evaluate("app.graph.clear()")
-    for words in ("text to image", "draw", "autoregressive", "generate", "inpaint"):
+    aliases = "search_aliases" in host.object_info("VGTARSampler")
+    for words in ("text to image", "draw", "autoregressive", "generate", "inpaint") if aliases else ("vgt", "sampler"):
         interface.search(words, "VGT AR Sampler")
 
 
