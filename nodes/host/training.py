@@ -22,7 +22,7 @@ from ...vgt.files.lora import save_lora
 from ...vgt.networks.adapters import PARTS, Adapters
 from ...vgt.run import generation
 from ...vgt.sampling import SamplingSettings, default_side
-from ...vgt.training.lora import OBJECTIVE, LoraSettings, LoraStage, Pictures, begin, draw_kept, finish
+from ...vgt.training.lora import OBJECTIVE, LoraSettings, LoraStage, Pictures, begin, draw_kept, finish, kept_beside
 from ...vgt.training.memory import lora_memory
 from ...vgt.training.settings import Settings, TrainingError
 from ...vgt.training.trainer import train
@@ -121,13 +121,14 @@ class _Run:
     def loaded(self, settings: Settings, prompts: list[str]):
         """Inside, all of the generator lies on its device, as tensors that gradients can flow through."""
         patcher = self.model.patcher
-        longest = max(self.model.tokenizer([caption], None).lengths[0] for _, caption in self.pictures.items)
+        captions = [*(caption for _, caption in self.pictures.items), *prompts]
+        longest = max(self.model.tokenizer([caption], None).lengths[0] for caption in captions)
         largest = max(latent.shape[1] * latent.shape[2] for latent, _ in self.pictures.items)
         needed = lora_memory(
             self.generator.config,
             self.lora,
             OBJECTIVE,
-            batch=settings.batch_size,
+            batch=settings.batch_size + (kept_beside(settings.batch_size) if prompts else 0),
             text=longest,
             tokens=largest,
             itemsize=memory.dtype_size(self.generator.dtype),

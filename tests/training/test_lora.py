@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ import vgt
 from graphs import FIXTURES
 from host import ROOT
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
+from vgt.evaluation import scenes
 from vgt.families import family
 from vgt.files.lora import LoraError
 from vgt.files.reading import convert
@@ -28,6 +30,7 @@ from vgt.scenes.lessons import LESSONS, PICTURES, combinations, judge, pictures,
 from vgt.scenes.world import render, to_pixels
 from vgt.training import lora_command
 from vgt.training.build import new_generator
+from vgt.training.data import DataError
 from vgt.training.lora import OBJECTIVE, LoraSettings, LoraStage, Pictures
 from vgt.training.memory import lora_memory
 from vgt.training.settings import Settings, TrainingError
@@ -215,10 +218,27 @@ def test_a_lora_of_another_model_is_named(model, trained, tmp_path):
     convert(FIXTURES / "internvl3", other)
     with pytest.raises(LoraError, match=r"is a LoRA of qwen.safetensors \(qwen2_5_vl\), not of intern"):
         vgt.load(other).with_lora(trained / lora_command.FILE)
-    flux = {"transformer.double_blocks.0.img_attn.qkv.lora_up.weight": torch.zeros(8, 2)}
-    save_file(flux, tmp_path / "flux.safetensors")
-    with pytest.raises(LoraError, match=r"flux.safetensors is a LoRA of Flux and fits no layer of intern"):
-        vgt.load(other).with_lora(tmp_path / "flux.safetensors")
+    others = {
+        "Flux": "transformer.double_blocks.0.img_attn.qkv.lora_up.weight",
+        "Stable Diffusion or SDXL": "lora_unet_input_blocks_4_1_proj_in.lora_up.weight",
+        "another model": "blocks.0.lora_up.weight",
+    }
+    for name, key in others.items():
+        save_file({key: torch.zeros(8, 2)}, tmp_path / "other.safetensors")
+        with pytest.raises(LoraError, match=f"other.safetensors is a LoRA of {name} and fits no layer of intern"):
+            vgt.load(other).with_lora(tmp_path / "other.safetensors")
+
+
+def test_what_cannot_be_taught_or_learnt_from_is_one_sentence(model, lesson, tmp_path):
+    convert(FIXTURES / "internvl3" / "vgt_ae_internvl3.pth", tmp_path / "tokenizer.safetensors")
+    with pytest.raises(TrainingError, match=r"tokenizer.safetensors is a tokenizer only and cannot be taught"):
+        lora_command.run(config(tmp_path / "tokenizer.safetensors", lesson), tmp_path / "out", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no pictures"):
+        lora_command.run(config(model, tmp_path / "empty"), tmp_path / "out", None)
+    shutil.copy(lesson / "00.png", tmp_path / "empty")
+    with pytest.raises(DataError, match=r"00.png has no caption"):
+        lora_command.run(config(model, tmp_path / "empty"), tmp_path / "out", None)
 
 
 def test_parts_of_a_joined_matrix_and_what_fits_partly(model, tmp_path, caplog):
@@ -259,6 +279,12 @@ def test_prompts_ask_for_what_no_picture_shows():
         shown = {caption for _, caption in pictures(lesson, 56)}
         asked = prompts(lesson, 60)
         assert len(asked) == 60 and not shown & {caption for _, caption in asked}
+
+
+def test_no_prompt_of_the_score_is_practised():
+    """What is kept holds no prompt of the held-out scenes, by which it is judged what a model has forgotten."""
+    practised = set((ROOT / "pictures" / "keep.txt").read_text("utf-8").splitlines())
+    assert not practised & {caption for _, caption in scenes.prompts(900)}
 
 
 def small_stage(generator, lora, batch, side, tokenizer=None):

@@ -89,6 +89,11 @@ def finish(adapters: Adapters, base: Base, steps: int) -> dict[str, Tensor]:
     return {**adapters.tensors(), BASE_KEY: replace(base, steps=steps).tensor()}
 
 
+def kept_beside(batch: int) -> int:
+    """Pictures to keep that lie beside a batch of pictures to learn, where something is kept."""
+    return -(-batch // 2)
+
+
 @torch.no_grad()
 def draw_kept(
     generator: Generator, tokenizer: PromptTokenizer, prompts: list[str], settings: SamplingSettings, device=None
@@ -124,7 +129,7 @@ class LoraStage(GeneratorStage):
         review_with=None,
         kept: Pictures | None = None,
     ):
-        """kept: pictures that the base drew, with their prompts; each batch holds half as many of them as it learns."""
+        """kept: pictures that the base drew, with their prompts; `kept_beside` says how many lie beside a batch."""
         super().__init__(adapters, tokenizer, objective, dataset, settings, review_with)
         self._base = (generator,)  # a module in a tuple is no submodule
         self.lora, self.kept = lora, kept
@@ -145,7 +150,7 @@ class LoraStage(GeneratorStage):
 
     def batches(self, first: int, rank: int, world: int) -> Iterator[tuple[list, list]]:
         learnt = self.settings.batch_size
-        kept = -(-learnt // 2 // world) * world if self.kept else 0
+        kept = -(-kept_beside(learnt) // world) * world if self.kept else 0
         order, other = (
             iter(EndlessShuffle(len(some or [0]), self.settings.seed, first * count, rank, world))
             for some, count in ((self.dataset, learnt), (self.kept, kept))
