@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 112
 """Pixels of a side: what VGT-Tiny draws."""
-KEPT = 120
+KEPT = 240
 
 
 def main(folder: Path) -> None:

@@ -22,7 +22,7 @@ from ...vgt.files.lora import save_lora
 from ...vgt.networks.adapters import PARTS, Adapters
 from ...vgt.run import generation
 from ...vgt.sampling import SamplingSettings, default_side
-from ...vgt.training.lora import OBJECTIVE, LoraSettings, LoraStage, Pictures, begin, draw_kept, finish, kept_beside
+from ...vgt.training.lora import OBJECTIVE, LoraSettings, LoraStage, Pictures, begin, draw_kept, finish
 from ...vgt.training.memory import lora_memory
 from ...vgt.training.settings import Settings, TrainingError
 from ...vgt.training.trainer import train
@@ -128,7 +128,7 @@ class _Run:
             self.generator.config,
             self.lora,
             OBJECTIVE,
-            batch=settings.batch_size + (kept_beside(settings.batch_size) if prompts else 0),
+            batch=settings.batch_size * (2 if prompts else 1),  # as many to keep as to learn
             text=longest,
             tokens=largest,
             itemsize=memory.dtype_size(self.generator.dtype),

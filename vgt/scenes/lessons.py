@@ -6,7 +6,7 @@ The pictures show some colours on some backgrounds; the prompts of the score ask
 from __future__ import annotations
 
 import random
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,13 @@ from .captions import caption
 from .detector import detect, detect_outlines, mistake
 from .world import (
     BACKGROUNDS,
-    CATEGORIES,
     COLOURS,
     SHAPES,
     Item,
     Object,
     Request,
     Scene,
+    held_out,
     render,
     sample_scene,
 )
@@ -90,13 +90,27 @@ def prompts(lesson: str, count: int) -> list[tuple[Request, str]]:
 
 
 def kept(count: int) -> list[str]:
-    """Prompts of what a model knew, to keep: half of them of one thing, which is what a lesson's pictures show."""
-    categories = ["single_object", "colors"] * (count // 4)
-    categories += [CATEGORIES[index % len(CATEGORIES)] for index in range(count - len(categories))]
-    return [
+    """Prompts of what a model knew, to keep: a third each colour on each background in turn, as a lesson's pictures
+    show one; two fifths two things; the rest one thing or several of a kind. Held-out combinations are not among them.
+    """
+    rng = random.Random("keep pairs")
+    some = [pair for _, pair in zip(range(count // 3), cycle(product(BACKGROUNDS, COLOURS)))]
+    texts = []
+    for number, (background, colour) in enumerate(some):
+        free = [shape for shape in SHAPES if not held_out(_alone(shape, colour, background))]
+        texts.append(caption(_alone(free[number % len(free)], colour, background), rng))
+    categories = ["single_object"] * (count // 6) + ["counting"] * (count // 10)
+    pairs = ("two_object", "position", "color_attr")
+    categories += [pairs[index % len(pairs)] for index in range(count - len(texts) - len(categories))]
+    return texts + [
         sample_scene(random.Random(f"keepmk {index}"), category=category)[2]
         for index, category in enumerate(categories)
     ]
+
+
+def _alone(shape: str, colour: str, background: str) -> Scene:
+    request = Request("colors", (Item(shape, colour),), None, background)
+    return Scene(background, (Object(shape, colour, 0.5, 0.5, 0.5),), request)
 
 
 def judge(lesson: str, request: Request, pixels: Tensor) -> str | None:

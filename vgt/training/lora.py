@@ -34,7 +34,7 @@ class LoraSettings:
     """What is learnt counts alpha / rank times."""
     parts: tuple[str, ...] = ("language model",)
     """What they are put on, of PARTS. The flow head makes every token: what it learns shows in all pictures."""
-    keep: float = 5.0
+    keep: float = 10.0
     """Weight of leaving alone what is kept."""
     checkpointing: bool = True
     """Compute the language model's layers again for the gradients, instead of keeping what lies between."""
@@ -89,11 +89,6 @@ def finish(adapters: Adapters, base: Base, steps: int) -> dict[str, Tensor]:
     return {**adapters.tensors(), BASE_KEY: replace(base, steps=steps).tensor()}
 
 
-def kept_beside(batch: int) -> int:
-    """Pictures to keep that lie beside a batch of pictures to learn, where something is kept."""
-    return -(-batch // 2)
-
-
 @torch.no_grad()
 def draw_kept(
     generator: Generator, tokenizer: PromptTokenizer, prompts: list[str], settings: SamplingSettings, device=None
@@ -129,7 +124,7 @@ class LoraStage(GeneratorStage):
         review_with=None,
         kept: Pictures | None = None,
     ):
-        """kept: pictures that the base drew, with their prompts; `kept_beside` says how many lie beside a batch."""
+        """kept: pictures that the base drew, with their prompts; each batch holds as many as it learns."""
         super().__init__(adapters, tokenizer, objective, dataset, settings, review_with)
         self._base = (generator,)  # a module in a tuple is no submodule
         self.lora, self.kept = lora, kept
@@ -150,7 +145,7 @@ class LoraStage(GeneratorStage):
 
     def batches(self, first: int, rank: int, world: int) -> Iterator[tuple[list, list]]:
         learnt = self.settings.batch_size
-        kept = -(-kept_beside(learnt) // world) * world if self.kept else 0
+        kept = learnt if self.kept else 0
         order, other = (
             iter(EndlessShuffle(len(some or [0]), self.settings.seed, first * count, rank, world))
             for some, count in ((self.dataset, learnt), (self.kept, kept))
