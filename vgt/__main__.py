@@ -198,7 +198,7 @@ def _generate(options) -> None:
                 progress=progress,
             )
         if options.latent is not None:
-            write_latent(latent, options.latent)
+            write_latent(latent, options.latent, options.model.name)
         if record is not None:
             record.picture().save(options.plan)
             print(options.plan)

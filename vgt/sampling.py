@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from .run.flow import FlowSettings
@@ -47,6 +48,8 @@ class SamplingSettings:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        if self.cfg is not None and not math.isfinite(self.cfg):
+            raise ValueError(f"cfg is {self.cfg}; it must be a finite number.")
         if self.cfg_end is not None and not 0 <= self.cfg_end <= 1:
             raise ValueError(f"cfg_end is {self.cfg_end}; it must lie between 0 and 1.")
         if self.tokens_per_step is not None and self.tokens_per_step < 1:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 LATENT_KEY = "latent"
+_MODEL_KEY = "vgt.model"
+"""In the metadata of a latent's file: the name of the model that drew it."""
 
 
 def add_steering(parser: argparse.ArgumentParser) -> None:
@@ -74,25 +77,29 @@ def read_steering(options: argparse.Namespace, grid: tuple[int, int]) -> dict:
     if options.order_map is not None:
         steering["order_map"] = F.adaptive_avg_pool2d(_brightness(options.order_map)[None, None], grid)[0, 0]
     if options.go_on is not None:
-        steering["latent"] = _read_latent(options.go_on)
+        steering["latent"], begun_with = _read_latent(options.go_on)
+        if begun_with not in (None, options.model.name):
+            said = f"vgt: {options.go_on} was begun with {begun_with}; here it is a picture to repaint"
+            print(said, file=sys.stderr)
     return steering
 
 
-def write_latent(latent, path: Path) -> None:
-    """Write a latent [B, 32, h, w] for --go-on."""
+def write_latent(latent, path: Path, model: str) -> None:
+    """Write a latent [B, 32, h, w] for --go-on, and the name of the model that drew it."""
     from safetensors.torch import save_file
 
-    save_file({LATENT_KEY: latent.cpu().contiguous()}, path)
+    save_file({LATENT_KEY: latent.cpu().contiguous()}, path, {_MODEL_KEY: model})
     print(path)
 
 
 def _read_latent(path: Path):
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The latent, and the model that drew it; None where the file does not say."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)[LATENT_KEY]
-    except (KeyError, SafetensorError) as error:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(LATENT_KEY), (file.metadata() or {}).get(_MODEL_KEY)
+    except SafetensorError as error:
         raise ValueError(f"{path} holds no latent; give a file that --latent wrote.") from error
 
 

@@ -145,7 +145,7 @@ def test_what_a_stopped_run_keeps_spares_reading_and_changes_nothing(model, toke
         torch.testing.assert_close(alone, whole[1:], rtol=0, atol=1e-4)
 
 
-def test_what_a_stopped_run_keeps_is_not_taken_for_another(model):
+def test_what_a_stopped_run_keeps_is_not_taken_for_another(model, caplog):
     settings = {**SMALL, "decoding": "training-consistent"}
     beginning = vgt.Beginning()
     part = model.generate("a red circle", stop_at=0.4, beginning=beginning, **settings)
@@ -153,8 +153,11 @@ def test_what_a_stopped_run_keeps_is_not_taken_for_another(model):
     for prompt, latent in (("a blue star", part), ("a red circle", changed)):
         want = model.generate(prompt, latent=latent, **settings)
         assert model.generate(prompt, latent=latent, beginning=beginning, **settings).equal(want)
+    assert not caplog.records
     other = vgt.load(recorded.FIXTURES / "internvl3")
-    assert beginning.begun(other.generator, part, (part == 0).all(dim=1)[0], [0]) is None
+    done = other.generate("a red circle", latent=part, beginning=beginning, **settings)
+    assert done.equal(other.generate("a red circle", latent=part, **settings))
+    assert "another model began this latent" in caplog.text
 
 
 @pytest.mark.parametrize("decoding", ["published", "training-consistent"])
@@ -221,7 +224,9 @@ def test_the_spread_is_that_of_the_draws():
     [
         ({"stop_at": 0.0}, "stop_at is 0.0"),
         ({"changes": [Change(0.5, cfg=1.0), Change(0.2, cfg=2.0)]}, "put them in order"),
+        ({"changes": [Change(0.5, prompt="a"), Change(0.5, prompt="b")]}, "Two changes are at 0.5"),
         ({"order_map": torch.ones(3, 3)}, "order map"),
+        ({"latent": torch.zeros(1, 32, 3, 4)}, r"latent is \[1, 32, 3, 4\]"),
         ({"latent": torch.zeros(1, 32, 4, 4), "mask": torch.ones(3, 3, dtype=torch.bool)}, "mask is"),
     ],
 )
@@ -234,10 +239,13 @@ def test_what_cannot_be_is_one_sentence(model, wrong, says):
     "make, says",
     [
         (lambda: Region("a", torch.ones(2, 2, 2)), "mask is"),
+        (lambda: Region("a", [[1.0]]), "mask is a list"),
         (lambda: Region("a", torch.ones(2, 2), strength=2), "strength is 2"),
         (lambda: Region("a", torch.ones(2, 2), feather=-1), "feather is -1"),
         (lambda: Change(1.5), "starts at 1.5"),
         (lambda: Change(0.5, ramp="curve"), "ramp is 'curve'"),
+        (lambda: Change(0.5, cfg=float("nan")), "cfg is nan"),
+        (lambda: vgt.SamplingSettings(cfg=float("inf")), "cfg is inf"),
     ],
 )
 def test_what_no_run_can_have(make, says):
@@ -276,12 +284,19 @@ def test_the_command_line_steers(tmp_path, monkeypatch, capsys):
     whole, part, done = (load_file(f"{name}.safetensors")["latent"] for name in ("whole", "part", "done"))
     assert done.equal(whole) and not part.equal(whole)
     assert Image.open("plan.png").size == (192, 192)
+    assert "repaint" not in capsys.readouterr().err
+    other = [base[0], str(recorded.FIXTURES / "qwen2_5_vl"), *base[2:]]
+    assert main([*other, "--go-on", "part.safetensors"]) == 0
+    assert "part.safetensors was begun with internvl3; here it is a picture to repaint" in capsys.readouterr().err
     capsys.readouterr()
     for wrong, says in (
         (["--stop-at", "0.4"], "give --latent too"),
         (["--region", "a dog"], "takes a mask"),
         (["--region", "a dog", "none.png"], "none.png"),
         (["--go-on", "left.png"], "holds no latent"),
+        (["--go-on", "none.safetensors"], "none.safetensors"),
+        (["--go-on", "part.safetensors", "--height=84"], "latent is [1, 32, 4, 4]; for these prompts and this size"),
+        (["--change", "0.5", "a boat", "--change", "0.5", "a car"], "Two changes are at 0.5"),
         (["--change", "half", "a boat"], "'half' is no number"),
     ):
         assert main([*base, *wrong]) == 1

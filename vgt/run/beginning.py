@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,10 @@ class Beginning:
 
         latent: [B, 32, h, w]; wanted: bool [h, w], True where to draw; images: their batch_index.
         """
-        if self.plan is None or self.generator() is not generator or not set(images) <= set(self.images):
+        own = self.generator and self.generator()
+        if own not in (None, generator):
+            logging.warning("VGT: another model began this latent; here it is a picture to repaint.")
+        if self.plan is None or own is not generator or not set(images) <= set(self.images):
             return None
         drawn = self.plan.places_before(self.steps)
         if sorted(drawn) != (~wanted.flatten()).nonzero().flatten().tolist():

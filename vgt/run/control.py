@@ -7,6 +7,7 @@ holds at its place and time, or from several, by weight.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,6 +36,8 @@ class Region:
     feather: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.mask, Tensor):
+            raise ValueError(f"A region's mask is a {type(self.mask).__name__}; it must be a tensor [height, width].")
         if self.mask.ndim != 2 or not self.mask.numel():
             raise ValueError(f"A region's mask is {list(self.mask.shape)}; it must be [height, width].")
         if not 0 <= self.strength <= 1:
@@ -69,6 +72,8 @@ class Change:
     def __post_init__(self):
         if not 0 <= self.start <= 1:
             raise ValueError(f"A change starts at {self.start}; it must lie between 0 and 1.")
+        if self.cfg is not None and not math.isfinite(self.cfg):
+            raise ValueError(f"A change's cfg is {self.cfg}; it must be a finite number.")
         if self.ramp not in RAMPS:
             raise ValueError(f"ramp is {self.ramp!r}; it must be one of {', '.join(RAMPS)}.")
 
@@ -76,7 +81,9 @@ class Change:
 def check_changes(changes: Sequence[Change]) -> None:
     """Raise ValueError unless the changes come in the order of their starts."""
     for before, after in pairwise(changes):
-        if after.start <= before.start:
+        if after.start == before.start:
+            raise ValueError(f"Two changes are at {after.start:g} of the run; make them one.")
+        if after.start < before.start:
             raise ValueError(
                 f"A change at {after.start:g} of the run comes after one at {before.start:g}; put them in order."
             )
