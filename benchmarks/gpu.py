@@ -17,8 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -45,10 +48,16 @@ DTYPE = torch.float32 if SMALL else torch.bfloat16
 PROMPT = "a red circle above a blue square"
 
 
-if SMALL:
-    timing.ENOUGH = 0.1
-    compiled._compile = lambda function: torch.compile(function, backend="eager", dynamic=False)
-    compiled.check_compiler = generation_module.check_compiler = lambda _: None
+@contextmanager
+def small_form() -> Iterator[None]:
+    """Without a GPU: each thing is timed for a moment, and what would be compiled is only traced."""
+    with ExitStack() as changed:
+        for module in (compiled, generation_module):
+            changed.enter_context(patch.object(module, "check_compiler", lambda _: None))
+        traced = partial(torch.compile, backend="eager", dynamic=False)
+        changed.enter_context(patch.object(compiled, "_compile", traced))
+        changed.enter_context(patch.object(timing, "ENOUGH", 0.1))
+        yield
 
 
 def note(text: str) -> Row:
@@ -298,7 +307,8 @@ def main() -> int:
     parser.add_argument("--to", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        text = json.dumps([vars(row) for row in PARTS[options.part]()])
+        with small_form() if SMALL else nullcontext():
+            text = json.dumps([vars(row) for row in PARTS[options.part]()])
         print(text) if options.to == "-" else Path(options.to).write_text(text)
         return 0
     if unknown := set(options.parts) - set(PARTS):

@@ -1,9 +1,6 @@
 """The distilled head: what is recorded, what is learnt, and the files it comes in."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,13 +9,14 @@ from safetensors.torch import load_file, save_file
 
 import recorded
 import vgt
-from host import ROOT
 from vgt.files.checkpoint import CheckpointError
 from vgt.files.head_file import HEAD_KEY
 from vgt.files.reading import convert, read_checkpoint
 from vgt.files.single_file import save_checkpoint
+from vgt.training.command import run_stage
 from vgt.training.head import distance, energy_score, new_head, teacher_path
 from vgt.training.head_command import run
+from vgt.training.processes import together
 from vgt.training.settings import TrainingError
 
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "warmup": 1, "save_every": 2, "log_every": 1}
@@ -117,22 +115,8 @@ def test_what_is_missing_of_the_conditions_is_recorded_again_alike(made, tmp_pat
 
 
 def test_two_processes_record_a_part_each_and_learn_together(made, tmp_path):
-    """torchrun, as a person would start it: what one process records, and one head file that draws."""
-    lines = [f'model = "{made / "base.safetensors"}"']
-    for name, table in configuration(made).items():
-        if isinstance(table, dict):
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    (tmp_path / "two.toml").write_text("\n".join(lines))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgt"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "train", "head", "two.toml", "--out", "two"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    """What one process records, and one head file that draws."""
+    assert together(2, "cpu", run_stage, "head", configuration(made), tmp_path / "two", None) == 0
     files = sorted((made / "out" / "conditions").iterdir())
     assert len(files) == 2
     for file in files:

@@ -3,10 +3,8 @@
 import copy
 import importlib.util
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -30,9 +28,11 @@ from vgt.scenes.lessons import LESSONS, PICTURES, combinations, judge, pictures,
 from vgt.scenes.world import render, to_pixels
 from vgt.training import lora_command
 from vgt.training.build import new_generator
+from vgt.training.command import run_stage
 from vgt.training.data import DataError
 from vgt.training.lora import OBJECTIVE, LoraSettings, LoraStage, Pictures
 from vgt.training.memory import lora_memory
+from vgt.training.processes import together
 from vgt.training.settings import Settings, TrainingError
 from vgt.training.text import train_tokenizer
 
@@ -151,31 +151,12 @@ def test_shards_teach_what_the_folder_does(model, lesson, trained, tmp_path):
 
 
 def test_two_processes_learn_together(model, lesson, tmp_path):
-    """torchrun, as a person starts it."""
-    plain = {**config(model, lesson), "prompts": []}
-    tables = [f"[{name}]\n{toml(value)}" for name, value in plain.items() if isinstance(value, dict)]
-    rest = toml({name: value for name, value in plain.items() if not isinstance(value, dict)})
-    (tmp_path / "two.toml").write_text("\n".join([rest, *tables]))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgt"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "train", "lora", "two.toml", "--out", "two"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert together(2, "cpu", run_stage, "lora", {**config(model, lesson), "prompts": []}, tmp_path / "two", None) == 0
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     assert len([line for line in lines if "flow" in line]) == 6
     learnt = load_file(tmp_path / "two" / lora_command.FILE)
     assert any(tensor.abs().max() > 0 for name, tensor in learnt.items() if name.endswith("lora_up.weight"))
     assert vgt.load(model).with_lora(tmp_path / "two" / lora_command.FILE) is not None
-
-
-def toml(table):
-    """The lines of numbers, texts and lists of texts, as TOML."""
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in table.items())
 
 
 def test_moments_in_8_bits(model, lesson, tmp_path, monkeypatch):

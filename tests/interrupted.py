@@ -1,0 +1,26 @@
+"""A stage of a recipe that Ctrl-C stops: what its processes run."""
+
+import os
+import signal
+
+import torch.distributed as dist
+
+from vgt.training import recipes
+from vgt.training.captioner_stage import CaptionerStage
+
+_stage = recipes._stage
+
+
+def stage(part, config, folder, name):
+    """The stage. Its second step gives Ctrl-C to the process that started this one, and waits until it is handed on."""
+    CaptionerStage.begin_step = _interrupt
+    _stage(part, config, folder, name)
+
+
+def _interrupt(self, step):
+    if step == 1 and dist.get_rank() == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        os.kill(os.getppid(), signal.SIGINT)
+        signal.sigwait([signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.raise_signal(signal.SIGINT)
