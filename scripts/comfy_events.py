@@ -42,7 +42,7 @@ class EventStream:
         self._loop, self._socket = self._connected.result(30)
         self.wait_for("feature_flags", timeout=30)  # the host's answer: it has read ours
 
-    def wait_for(self, type, matches=lambda data: True, timeout=60):
+    def wait_for(self, type, matches=lambda data: True, timeout=300):
         """Return the first event, past ones included, of this type whose data `matches`. Raises TimeoutError."""
         deadline, seen = time.monotonic() + timeout, 0
         with self._arrived:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import torch.distributed as dist
 
@@ -19,8 +20,7 @@ def stage(part, config, folder, name):
 
 def _interrupt(self, step):
     if step == 1 and dist.get_rank() == 0:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        interrupt = signal.getsignal(signal.SIGINT).__self__  # the training loop's
         os.kill(os.getppid(), signal.SIGINT)
-        signal.sigwait([signal.SIGINT])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        signal.raise_signal(signal.SIGINT)
+        while not interrupt.asked:
+            time.sleep(0.01)

@@ -1,10 +1,15 @@
 """Every command and code block of the documentation: run where it is quick, else read by its own parser."""
 
+import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from functools import cache
+from unittest.mock import patch
 
 import pytest
 
@@ -86,6 +91,23 @@ def run(arguments, folder):
     return done.stdout
 
 
+@cache
+def help_of_script(name):
+    return run([ROOT / name, "--help"], ROOT)
+
+
+@cache
+def help_of_module(name):
+    """What `python -m NAME --help` prints; here, since each new process would import PyTorch."""
+    with (
+        patch.object(sys, "argv", [name, "--help"]),
+        redirect_stdout(io.StringIO()) as printed,
+        pytest.raises(SystemExit, match="0"),
+    ):
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    return printed.getvalue()
+
+
 @pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}: {line}" for page, line in ALL])
 def test_command(page, line, checkout):
     words = [STAND_INS.get(word, word) for word in shlex.split(line.replace("…", "")) if word not in ("[NAME", "...]")]
@@ -114,11 +136,11 @@ def test_command(page, line, checkout):
         return
     script = next((word for word in words[1:] if word.endswith(".py")), None)
     if script is not None:
-        assert "usage" in run([ROOT / script, "--help"], checkout)
+        assert "usage" in help_of_script(script)
         return
     module = words[words.index("-m") + 1]
     if module != "pytest":
-        assert "usage" in run(["-m", module, "--help"], checkout)
+        assert "usage" in help_of_module(module)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -30,7 +30,7 @@ def test_a_part_that_fails_is_told(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "part, told",
     [
-        ("tests", "Tests that need CUDA: 1 skipped"),
+        ("tests", "Tests that need CUDA: 4 skipped"),
         ("two models", "Two models in turn draw the same pictures"),
         ("ways", "compiled in graphs"),
         ("1.6B, batch 1", "1 a step, fast"),

@@ -236,14 +236,14 @@ def test_cancel(hub, clients, how):
         checks = []
         try: obtain({SFT!r}, check=check)
         except Stop: pass
-        late, gaps = time.monotonic() - checks[-1], [b - a for a, b in zip(checks, checks[1:])]
+        late = time.monotonic() - checks[-1]
         files = [p.stat().st_size for p in folder.rglob("*.incomplete")]
         time.sleep(0.5)
         later = [p.stat().st_size for p in folder.rglob("*.incomplete")]
-        result(late=late, gap=max(gaps), files=files, later=later)
+        result(late=late, files=files, later=later)
     """)
-    assert got["late"] < 0.8 and got["gap"] < 1
-    assert got["files"] == got["later"] and got["files"][0] > 300_000
+    assert got["late"] < 30  # a hub that has stalled goes on after 60
+    assert got["files"] == got["later"] and 300_000 < got["files"][0] < SIZE
     hub.delay, hub.stalled = 0, set()
     hub.forget()
     clients.run(f"obtain({SFT!r}); result()")
@@ -321,20 +321,23 @@ def test_two_at_once(hub, clients):
 
 
 def test_waiting_for_the_other_can_be_cancelled(hub, clients):
-    hub.delay = 0.02
     got = clients.run(f"""
-        def first(): hub.obtain({SFT!r}, folder, convert)
+        begun, cancelled, asked = threading.Event(), threading.Event(), []
+        def held(*files): begun.set(); cancelled.wait(); convert(*files)
+        def first(): hub.obtain({SFT!r}, folder, held)
         def check():
-            if time.monotonic() > start + 0.5: raise Stop
+            asked.append(1)
+            if len(asked) == 3: raise Stop
         thread = threading.Thread(target=first); thread.start()
-        time.sleep(0.3)
-        start = time.monotonic()
+        begun.wait()
         try: obtain({SFT!r}, check=check)
-        except Stop: took = time.monotonic() - start
+        except Stop: pass
+        before = len(calls)
+        cancelled.set()
         thread.join()
-        result(took=took, calls=len(calls))
+        result(before=before, calls=len(calls))
     """)
-    assert got["took"] < 1 and got["calls"] == 1 and hub.sent[WEIGHTS] == SIZE
+    assert got == {"before": 0, "calls": 1} and hub.sent[WEIGHTS] == SIZE
 
 
 def test_a_failed_conversion_leaves_nothing_and_downloads_nothing_again(hub, clients):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import time
 from dataclasses import replace
 
 import pytest
@@ -352,15 +351,12 @@ def test_cancel_leaves_what_was_learnt_to_go_on_from(host):
     """The host's own Cancel, in the middle of a run."""
     folder = host.base / "output" / "loras"
     before = set(folder.glob("VGT_stopped_*"))
-    prompt = host.queue(saved(trained(steps=5000, seed=6)))
-
-    def in_the_middle():
-        if "VGT: training needs" in host.log().rpartition("got prompt")[2]:
-            time.sleep(15)
-            host.interrupt()
-
-    with pytest.raises(Interrupted):
-        host.wait(prompt, while_waiting=in_the_middle)
+    with host.events() as events:
+        prompt = host.queue(saved(trained(steps=5000, seed=6)))
+        events.wait_for("progress_state", lambda data: data["nodes"].get("train", {}).get("value", 0) >= 2)
+        host.interrupt()
+        with pytest.raises(Interrupted):
+            host.wait(prompt)
     (stopped,) = set(folder.glob("VGT_stopped_*_steps_*.safetensors")) - before
     graph = saved(trained(steps=2, existing_lora=stopped.name), "went_on")
     host.run(graph)
