@@ -106,10 +106,10 @@ def _read_latent(path: Path):
 def _brightness(path: Path):
     """A picture as brightness [H, W] in [0, 1]."""
     import torch
-    from PIL import Image
 
-    with Image.open(path) as image:
-        grey = image.convert("L")
+    from .picture_files import read_picture
+
+    grey = read_picture(path).convert("L")
     return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width) / 255
 
 

@@ -293,6 +293,7 @@ def test_the_command_line_steers(tmp_path, monkeypatch, capsys):
         (["--stop-at", "0.4"], "give --latent too"),
         (["--region", "a dog"], "takes a mask"),
         (["--region", "a dog", "none.png"], "none.png"),
+        (["--order-map", "part.safetensors"], "part.safetensors is no picture"),
         (["--go-on", "left.png"], "holds no latent"),
         (["--go-on", "none.safetensors"], "none.safetensors"),
         (["--go-on", "part.safetensors", "--height=84"], "latent is [1, 32, 4, 4]; for these prompts and this size"),
