@@ -2,7 +2,7 @@
 docs/control.md and writes its pictures into FOLDER (docs).
 
 Regions: two kinds of thing, each in its half, beside one sentence that says the same. Beginnings: eight of which one is
-chosen at 40 % by a quick look ahead and finished, beside eight whole pictures: how many are right, and what they cost.
+chosen at some 40 % by a quick look ahead and finished, beside eight whole pictures: how many are right, what they cost.
 Prompts: what further ones cost. `--only NAME` does one part: regions, prompts, beginnings (how many are right), costs.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,6 @@ import torch
 import vgt
 from vgt.evaluation import scenes
 from vgt.evaluation.drawing import picture_seed, to_image
-from vgt.run.generation import Generator
 from vgt.scenes.detector import detect, mistake
 
 MODEL = Path(__file__).parents[1] / "models" / "vgt-tiny.safetensors"
@@ -35,7 +33,16 @@ PAIRS = (
 )
 LEFT = torch.zeros(4, 4)
 LEFT[:, :2] = 1
-BEGINNINGS, SHARE, PROMPTS = 8, 0.4, 60
+BEGINNINGS, PROMPTS = 8, 60
+PUBLISHED = {"cfg_end": 1.0, "flow": vgt.FlowSettings()}
+GROUPED = {**PUBLISHED, "decoding": "training-consistent"}
+WAYS = {
+    "recommended": ({}, 0.4),
+    "published": (PUBLISHED, 0.4),
+    "published, 2 tokens a step": ({**GROUPED, "tokens_per_step": 2}, 0.375),
+    "published, 4 tokens a step": ({**GROUPED, "tokens_per_step": 4}, 0.4),
+}
+"""How a best of eight may be drawn: settings, and the share at which beginnings stop."""
 LOOK = {"tokens_per_step": 9999, "cfg": 1.0, "flow": vgt.FlowSettings(2, solver="euler")}
 """All the rest at once: a look at what a beginning would become."""
 
@@ -59,58 +66,52 @@ def regions(model, folder: Path) -> None:
 
 def beginnings(model) -> None:
     """Best of eight whole pictures, and of eight beginnings, by the detector."""
-    asked = scenes.prompts(PROMPTS)
-    right = {"one": 0, "eight whole": 0, "eight beginnings": 0}
-    for number, (request, prompt) in enumerate(asked):
-        settings = {"seed": picture_seed(SEED, number)}
+    for name, (how, share) in WAYS.items():
+        right = {"one": 0, "eight whole": 0, "eight beginnings": 0}
+        for number, (request, prompt) in enumerate(scenes.prompts(PROMPTS)):
+            settings = {**how, "seed": picture_seed(SEED, number)}
 
-        def judged(latent, request=request):
-            return [mistake(request, detect(picture)) is None for picture in _pixels(model, latent)]
+            def judged(latent, request=request):
+                return [mistake(request, detect(picture)) is None for picture in _pixels(model, latent)]
 
-        verdicts = judged(model.generate([prompt] * BEGINNINGS, **settings))
-        right["one"] += verdicts[0]
-        right["eight whole"] += any(verdicts)
-        beginning = vgt.Beginning()
-        part = model.generate([prompt] * BEGINNINGS, stop_at=SHARE, beginning=beginning, **settings)
-        seen = judged(model.generate([prompt] * BEGINNINGS, latent=part, beginning=beginning, **settings | LOOK))
-        chosen = seen.index(True) if True in seen else 0
-        done = model.generate(
-            prompt, latent=part[chosen : chosen + 1], beginning=beginning, batch_index=[chosen], **settings
-        )
-        right["eight beginnings"] += judged(done)[0]
-    for name, count in right.items():
-        print(f"{name}: {count / PROMPTS:.2f}")
+            verdicts = judged(model.generate([prompt] * BEGINNINGS, **settings))
+            right["one"] += verdicts[0]
+            right["eight whole"] += any(verdicts)
+            beginning = vgt.Beginning()
+            part = model.generate([prompt] * BEGINNINGS, stop_at=share, beginning=beginning, **settings)
+            seen = judged(model.generate([prompt] * BEGINNINGS, latent=part, beginning=beginning, **settings | LOOK))
+            chosen = seen.index(True) if True in seen else 0
+            done = model.generate(
+                prompt, latent=part[chosen : chosen + 1], beginning=beginning, batch_index=[chosen], **settings
+            )
+            right["eight beginnings"] += judged(done)[0]
+        print(f"{name}: " + ", ".join(f"{what} {count / PROMPTS:.2f}" for what, count in right.items()), flush=True)
 
 
 def costs(model, rounds: int = 7) -> None:
-    """Time of the samplers, without decoding and judging, as shares of that of eight whole pictures."""
-    large = _large(model)
-    published = {"cfg_end": 1.0, "flow": vgt.FlowSettings()}
-    grouped = {**published, "tokens_per_step": 4, "decoding": "training-consistent"}
-    kinds = [("VGT-Tiny, recommended", model, {}), ("VGT-Tiny, published", model, published)]
-    kinds += [("VGT-Tiny, published, 4 tokens a step", model, grouped)]
-    kinds += [("larger, published", large, published), ("larger, published, 4 tokens a step", large, grouped)]
-    for name, one, settings in kinds:
-        seconds = _seconds(one, {"seed": SEED, **settings}, rounds if one is model else 3)
-        whole = seconds.pop("eight whole")
+    """Time of the sampler, without decoding and judging, as shares of that of eight whole pictures in one batch; in the
+    last column, of eight one after the other.
+    """
+    for name, (settings, share) in WAYS.items():
+        seconds = _seconds(model, {"seed": SEED, **settings}, share, rounds)
+        whole, one = seconds.pop("eight whole"), seconds["one whole"]
         shares = {part: statistics.median(a / b for a, b in zip(times, whole)) for part, times in seconds.items()}
-        total = sum(share for part, share in shares.items() if part != "one whole")
-        columns = " | ".join(f"{share:.2f}" for share in shares.values())
-        print(f"| {name} | {statistics.median(whole):.2f} s | {columns} | {total:.2f} |", flush=True)
+        total = sum(part for what, part in shares.items() if what != "one whole")
+        columns = " | ".join(f"{part:.2f}" for part in shares.values())
+        in_turn = total * statistics.median(a / (BEGINNINGS * b) for a, b in zip(whole, one))
+        print(f"| {name} | {statistics.median(whole):.2f} s | {columns} | {total:.2f} | {in_turn:.2f} |", flush=True)
 
 
-def _seconds(model, settings: dict, rounds: int) -> dict[str, list[float]]:
+def _seconds(model, settings: dict, share: float, rounds: int) -> dict[str, list[float]]:
     """Times of the parts in turn, after a first round that does not count."""
-    side = model.config.generator.query_grid * model.generator.token_pixels
-    settings |= {"height": side, "width": side}
     texts, one = ["four green hearts"] * BEGINNINGS, "four green hearts"
     beginning = vgt.Beginning()
-    part = model.generate(texts, stop_at=SHARE, beginning=beginning, **settings)
+    part = model.generate(texts, stop_at=share, beginning=beginning, **settings)
     begun = {"beginning": beginning, **settings}
     parts = {
         "eight whole": lambda: model.generate(texts, **settings),
         "one whole": lambda: model.generate(one, **settings),
-        "eight beginnings": lambda: model.generate(texts, stop_at=SHARE, beginning=vgt.Beginning(), **settings),
+        "eight beginnings": lambda: model.generate(texts, stop_at=share, beginning=vgt.Beginning(), **settings),
         "look ahead": lambda: model.generate(texts, latent=part, **begun | LOOK),
         "finish one": lambda: model.generate(one, latent=part[5:6], batch_index=[5], **begun),
     }
@@ -122,17 +123,6 @@ def _seconds(model, settings: dict, rounds: int) -> dict[str, list[float]]:
             if number:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
-
-
-def _large(model):
-    """A model with VGT-Tiny's shape, four times as wide and for 8x8 tokens; its weights are random."""
-    config = model.config.generator
-    language = replace(config.language, width=1024, heads=16, kv_heads=8, mlp_width=3072)
-    config = replace(config, language=language, flow_head=replace(config.flow_head, width=1024), query_grid=8)
-    torch.manual_seed(0)
-    generator = Generator(config, model.config.family, model.generator.token_pixels).eval()
-    kept = model.autoencoder, generator, model.tokenizer, model.device, model.dtype
-    return vgt.Model(replace(model.config, generator=config), *kept, model.recommended)
 
 
 def prompts(model, rounds: int = 9) -> None:

@@ -184,6 +184,22 @@ def test_a_stopped_run_goes_on_with_regions_and_changes(model):
     assert model.generate("a cat", latent=part, **steering, **SMALL).equal(whole)
 
 
+def test_locked_tokens_stay_in_a_steered_run_that_stops_and_goes_on(model):
+    encoded = torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    mask[1:3, 1:3] = False
+    steering = {
+        "regions": [Region("a dog", half(1), feather=1)],
+        "changes": [Change(0.5, prompt="a boat", cfg=2.0)],
+        "order_map": torch.arange(16.0).view(4, 4),
+    }
+    whole = model.generate("a cat", latent=encoded, mask=mask, **steering, **SMALL)
+    assert whole[..., ~mask].equal(encoded[..., ~mask])
+    beginning = vgt.Beginning()
+    part = model.generate("a cat", latent=encoded, mask=mask, stop_at=0.4, beginning=beginning, **steering, **SMALL)
+    assert model.generate("a cat", latent=part, beginning=beginning, **steering, **SMALL).equal(whole)
+
+
 def test_a_plan_prints_all_of_it():
     mixes = [(((0, 1.0),),), (((0, 0.5), (1, 0.5)),)]
     plan = make_plan([1, 0], 1, lengths=(3, 3, 2), start=1, given=1, prompts=2, mixes=mixes)
