@@ -19,7 +19,6 @@ from graphs import (
     decode_pixels,
     draw,
     fails,
-    install_models,
     latent_of,
     node,
     pixels_of,
@@ -27,7 +26,7 @@ from graphs import (
     save_image,
     save_latent,
 )
-from host import Host, Interrupted, is_newer
+from host import Interrupted, is_newer
 from vgt.files.reading import read_checkpoint
 from vgt.files.single_file import save_checkpoint
 
@@ -169,13 +168,6 @@ def test_dtypes(host, models, dtype):
     assert decode_pixels(host, outputs).shape == (56, 56, 3)
 
 
-@pytest.fixture(scope="module")
-def previewing_host(tmp_path_factory):
-    with Host(tmp_path_factory.mktemp("previews"), ["--preview-method", "auto"]) as running:
-        install_models(running)
-        yield running
-
-
 @pytest.mark.parametrize("previews", [True, False])
 def test_previews_are_shown_unless_the_sampler_says_no(host, models, previews):
     with host.events() as events:
@@ -184,11 +176,11 @@ def test_previews_are_shown_unless_the_sampler_says_no(host, models, previews):
     assert bool(events.of("preview")) == previews
 
 
-def test_previews_show_the_picture_at_most_twice_a_second(previewing_host):
+def test_previews_show_the_picture_at_most_twice_a_second(host, models):
     graph = save_latent(draw(width=196, height=112, flow={"steps": 200}))
-    with previewing_host.events() as events:
+    with host.events() as events:
         started = time.monotonic()
-        previewing_host.run(graph)
+        host.run(graph)
         took = time.monotonic() - started
         events.wait_for("execution_success")
     previews = [event for event in events.events if event.type == "preview"]
