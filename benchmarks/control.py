@@ -40,7 +40,7 @@ WAYS = {
     "recommended": ({}, 0.4),
     "published": (PUBLISHED, 0.4),
     "published, 2 tokens a step": ({**GROUPED, "tokens_per_step": 2}, 0.375),
-    "published, 4 tokens a step": ({**GROUPED, "tokens_per_step": 4}, 0.4),
+    "published, 4 tokens a step": ({**GROUPED, "tokens_per_step": 4}, 0.25),
 }
 """How a best of eight may be drawn: settings, and the share at which beginnings stop."""
 LOOK = {"tokens_per_step": 9999, "cfg": 1.0, "flow": vgt.FlowSettings(2, solver="euler")}
