@@ -36,3 +36,9 @@ def launches(flow, tokens_per_step=1):
             progress=lambda _: counts.append(device.launches.copy()),
         )
     return counts[2] - counts[1]
+
+
+@cache
+def published_and_fast():
+    """The same with 30 steps as published, and with FAST."""
+    return launches(vgt.FlowSettings(steps=30)), launches(FAST)

@@ -7,7 +7,7 @@ import torch
 
 import recorded
 import vgt
-from launches import FAST, launches
+from launches import published_and_fast
 from vgt.run import compiled, flow
 
 SMALL = {"height": 112, "width": 112, "cfg": 3.0, "seed": 2, "flow": vgt.FlowSettings(steps=3)}
@@ -39,7 +39,7 @@ def test_compiled_draws_the_same_with_fewer_launches(monkeypatch):
     depth, published = model.config.generator.flow_head.depth, 12
     assert made <= 4 * depth + 5
     a_step = made + 4 * (published - depth)
-    slow, fast = launches(vgt.FlowSettings(steps=30)).total(), launches(FAST).total()
+    slow, fast = (counted.total() for counted in published_and_fast())
     eager_step = (slow - fast) / 24
     advance = 3
     total = slow - 30 * (eager_step - a_step - advance)
