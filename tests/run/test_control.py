@@ -202,10 +202,12 @@ def test_locked_tokens_stay_in_a_steered_run_that_stops_and_goes_on(model):
 
 def test_a_plan_prints_all_of_it():
     mixes = [(((0, 1.0),),), (((0, 0.5), (1, 0.5)),)]
-    plan = make_plan([1, 0], 1, lengths=(3, 3, 2), start=1, given=1, prompts=2, mixes=mixes)
+    plan = make_plan(
+        [1, 0], 1, lengths=(3, 3, 2), start=1, given=1, prompts=2, mixes=mixes, cfg=[4.5, 3], flow_steps=[9, 2]
+    )
     assert str(plan).splitlines() == [
-        "step 0 slot 0: q1+1 given from 1*prompt 0",
-        "step 1 slot 5: l1+2 q0+3 from 0.5*prompt 0+0.5*prompt 1",
+        "step 0 slot 0: q1+1 given from 1*prompt 0, cfg 4.5, 9 evaluations",
+        "step 1 slot 5: l1+2 q0+3 from 0.5*prompt 0+0.5*prompt 1, cfg 3, 2 evaluations",
     ]
 
 

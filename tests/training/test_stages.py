@@ -178,7 +178,7 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
 
     plan = make_plan(
         order, 1, lengths=text.lengths, start=len(tokenizer.image_start), known=[],
-        decoding="training-consistent", grouping="uniform",
+        decoding="training-consistent", grouping="uniform", cfg=[1.0] * 6,
     )  # fmt: skip
     seen = []
     hook = generator.image_out_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -188,7 +188,7 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
         sampler = FlowSampler(generator.flow_head, FlowSettings(steps=1), "cpu", torch.float32)
         token_step = TokenStep(generator, plan, sampler, run)
         token_step.allocate(plan.slots)
-        inputs = step_inputs(plan, [1.0] * 6, generator.language_model, torch.float32, "cpu")
+        inputs = step_inputs(plan, generator.language_model, torch.float32, "cpu")
         for step, own in zip(plan.steps, inputs):
             run.latents.copy_(latents)
             if step.slot:

@@ -194,7 +194,7 @@ def generate(
     known = plan.places_before(given)
     if known:
         run.latents[:, known] = latent.to(run.latents).flatten(2).transpose(1, 2)[:, known]
-    inputs = step_inputs(plan, planned.scales, generator.language_model, generator.dtype, device)
+    inputs = step_inputs(plan, generator.language_model, generator.dtype, device)
     sampler = FlowSampler(
         head,
         flow,

@@ -79,6 +79,8 @@ class Plan:
     """Rows that each step feeds, where not all do to the end: the conditional ones, which come first."""
     flow_steps: tuple[int, ...] = ()
     """Evaluations of the flow head for each token of each step; empty: as its settings say."""
+    cfg: tuple[float, ...] = ()
+    """Guidance scale of each step; empty: not said."""
 
     @property
     def slots(self) -> int:
@@ -123,7 +125,9 @@ class Plan:
         for index, step in enumerate(self.steps):
             mixes = self.mixes[index] if self.mixes else ()
             drawn = "; ".join("+".join(f"{weight:g}*prompt {row}" for row, weight in mix) for mix in mixes)
-            lines.append(f"step {index} {step}{' given' * (index < self.given)}{' from ' * bool(drawn)}{drawn}")
+            line = f"step {index} {step}{' given' * (index < self.given)}{' from ' * bool(drawn)}{drawn}"
+            line += f", cfg {self.cfg[index]:g}" if self.cfg else ""
+            lines.append(line + (f", {self.flow_steps[index]} evaluations" if self.flow_steps else ""))
         return "\n".join(lines)
 
 
@@ -191,6 +195,7 @@ def make_plan(
     mixes: Sequence[tuple[Mix, ...]] = (),
     rows: Sequence[int] = (),
     flow_steps: Sequence[int] = (),
+    cfg: Sequence[float] = (),
     decoding: str = "published",
     grouping: str = "uniform",
     begun: Sequence[Step] = (),
@@ -204,7 +209,7 @@ def make_plan(
         start: number of tokens of the text `<img>`.
         counts_padding: published decoding counts positions from the padded text instead of running on row by row.
         known: places whose latents are given, in feeding order; the first step feeds them as query and latent.
-        given, prompts, mixes, rows, flow_steps: see Plan.
+        given, prompts, mixes, rows, flow_steps, cfg: see Plan.
         begun: steps of an earlier run, with which this one begins whatever its own settings are.
     """
     if decoding not in DECODINGS:
@@ -231,6 +236,7 @@ def make_plan(
         tuple(mixes),
         tuple(rows),
         tuple(flow_steps),
+        tuple(cfg),
     )
 
 

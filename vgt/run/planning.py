@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A plan and what belongs to its steps."""
+    """A plan and what belongs to it."""
 
     plan: Plan
-    scales: list[float]
-    """The guidance scale of each step."""
     ids: Tensor
     """int64 [rows, text tokens], padded, without `<img>`."""
     last: int
@@ -94,6 +92,7 @@ def plan_run(
         flow_steps=[flow.steps_at(share) for share in shares] if flow.final_steps else (),
         decoding=settings.decoding,
         grouping=settings.grouping,
+        cfg=scales,
         begun=earlier,
     )
     positions = int(plan.positions().max()) + 1
@@ -102,7 +101,7 @@ def plan_run(
             f"The prompt and the image take {positions} positions, but this model has "
             f"{generator.config.language.max_positions}; shorten the prompt or draw a smaller image."
         )
-    return PlannedRun(plan, scales, text.ids, _last_step(groups[given:], stop_at) + given)
+    return PlannedRun(plan, text.ids, _last_step(groups[given:], stop_at) + given)
 
 
 def token_grid(generator: Generator, settings: SamplingSettings) -> tuple[int, int]:

@@ -72,8 +72,8 @@ class RunTensors:
     """float32 [B, T], filled in, or [B, 0] where nobody asks: see RunRecord."""
 
 
-def step_inputs(plan: Plan, scales: list[float], language_model, dtype: torch.dtype, device) -> list[StepInputs]:
-    """Upload a whole plan at once and cut it into steps; `scales` are the steps' guidance scales."""
+def step_inputs(plan: Plan, language_model, dtype: torch.dtype, device) -> list[StepInputs]:
+    """Upload a whole plan, which says the guidance scales, at once and cut it into steps."""
     cos, sin = language_model.rotary(plan.positions().to(device), dtype)
     tokens = sum(len(group) for group in plan.groups) + len(plan.known)
     steps = plan.steps
@@ -89,7 +89,7 @@ def step_inputs(plan: Plan, scales: list[float], language_model, dtype: torch.dt
         (c[:rows], s[:rows]) for c, s, rows in zip(cos.split(counts, dim=2), sin.split(counts, dim=2), fed, strict=True)
     ]
     flow_steps = plan.flow_steps or [0] * len(steps)
-    cfg = torch.tensor(scales).to(device).unbind()
+    cfg = torch.tensor(plan.cfg).to(device).unbind()
     mixes = zip(*_mixes(plan, device))
     return [
         StepInputs(e, c, p, g, *span, s, scale, *mix, flow)
