@@ -7,6 +7,7 @@ import recorded
 import vgt
 from vgt import FlowSettings, SamplingSettings
 from vgt.evaluation import frontier
+from vgt.sampling import PRESETS
 
 SMALL = SamplingSettings(56, 56, cfg=2.0).filled()
 
@@ -18,7 +19,7 @@ def model():
 
 @pytest.fixture
 def few(monkeypatch):
-    ways = {"published": (FlowSettings(2),), "euler": (FlowSettings(2, solver="euler"),)}
+    ways = {"published": frontier._flows("euler_maruyama", 2), "euler": frontier._flows("euler", 2)}
     monkeypatch.setattr(frontier, "WAYS", {**ways, "annealed": (), "distilled": ()})
     for name, value in (("DIFFERENT", 2), ("TIMED", 1), ("FINE", 3)):
         monkeypatch.setattr(frontier, name, value)
@@ -26,7 +27,7 @@ def few(monkeypatch):
 
 def test_all_is_measured_once_and_kept(model, few, tmp_path, monkeypatch):
     results = frontier.run(model, tmp_path, 6, SMALL, batch=6)
-    assert len(results) == 2 * 6 + 1  # two decodings, three tokens a step; and the fast preset
+    assert len(results) == 2 * 6  # two decodings, three tokens a step
     first, euler = results[0], results[6]
     assert first["closeness"] is None and euler["closeness"] > 0
     assert first["evaluations"] == 2 and first["seconds"] > 0 and first["diversity"] > 0
@@ -43,6 +44,9 @@ def test_a_distilled_head_is_drawn_where_there_is_one():
     without, beside = frontier.settings(SMALL, False), frontier.settings(SMALL, True)
     assert {name.split("-")[0] for name in beside.keys() - without.keys()} == {"distilled"}
     assert "distilled-1-published-1" in beside and "published-30-training-consistent-4" in without
+    fast = without["annealed-9-2-training-consistent-4"]
+    assert (fast.flow, fast.cfg_end, fast.tokens_per_step) == (PRESETS["fast"].flow, 0.5, 4)
+    assert without["published-30-published-1"].cfg_end == 1
 
 
 def test_evaluations_are_the_mean_over_a_pictures_tokens():

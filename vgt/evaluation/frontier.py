@@ -32,32 +32,37 @@ TIMED = 3
 FINE = 100
 """Steps of the flow that counts as its true end."""
 
-WAYS: dict[str, tuple[FlowSettings, ...]] = {
-    "published": tuple(FlowSettings(steps) for steps in (30, 20, 10)),
-    "exact": tuple(FlowSettings(steps, solver="exact") for steps in (10, 6)),
-    "euler": tuple(FlowSettings(steps, solver="euler") for steps in (6, 10, 4)),
-    "annealed": (PRESETS["fast"].flow, PRESETS["balanced"].flow),
-    "distilled": tuple(FlowSettings(steps, solver="distilled") for steps in (2, 1, 4)),
+
+def _flows(solver: str, *steps: int) -> tuple[SamplingSettings, ...]:
+    return tuple(SamplingSettings(cfg_end=1.0, flow=FlowSettings(count, solver=solver)) for count in steps)
+
+
+WAYS: dict[str, tuple[SamplingSettings, ...]] = {
+    "published": _flows("euler_maruyama", 30, 20, 10),
+    "exact": _flows("exact", 10, 6),
+    "euler": _flows("euler", 6, 10, 4),
+    "annealed": (PRESETS["fast"], PRESETS["balanced"]),
+    "distilled": _flows("distilled", 2, 1, 4),
 }
 """Ways to use the flow head. The first of each is drawn with several tokens a step and in both decodings too."""
 
 
 def settings(base: SamplingSettings, distilled: bool) -> dict[str, SamplingSettings]:
     """All that is drawn, by name. distilled: whether the model has a distilled head."""
-    base = replace(base, cfg_schedule="linear", cfg_end=1.0)
+    base = replace(base, cfg_schedule="linear")
     made = {}
-    for way, flows in WAYS.items():
+    for way, ones in WAYS.items():
         if way == "distilled" and not distilled:
             continue
-        for flow in flows:
+        for one in ones:
+            flow = one.flow
             steps = f"{flow.steps}" if flow.final_steps is None else f"{flow.steps}-{flow.final_steps}"
             for decoding in ("published", "training-consistent"):
                 for tokens in (1, 2, 4):
-                    if flow is flows[0] or (decoding, tokens) == ("published", 1):
+                    if one is ones[0] or (decoding, tokens) == ("published", 1):
                         name = f"{way}-{steps}-{decoding}-{tokens}"
-                        made[name] = replace(base, flow=flow, decoding=decoding, tokens_per_step=tokens)
-    fast = PRESETS["fast"].over(base)
-    return {**made, "annealed-fast-published-1": replace(fast, decoding="published", tokens_per_step=1)}
+                        made[name] = replace(one.over(base), decoding=decoding, tokens_per_step=tokens)
+    return made
 
 
 def run(model, folder: Path, count: int, base: SamplingSettings, batch: int = BATCH) -> list[dict]:
