@@ -1,4 +1,4 @@
-"""The linear layer that is fast for two inputs gives what torch's does."""
+"""The linear layer that is fast for a few inputs gives what torch's does."""
 
 import pytest
 import torch
@@ -23,6 +23,16 @@ def test_large_matrices_give_what_torch_does(shape, bias):
         found = own(x)
     assert found.is_contiguous() and found.shape == (*shape[:-1], 1024)
     torch.testing.assert_close(found, plain(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1024), (6, 2, 1024), (129, 1024)])
+def test_tall_matrices_are_multiplied_in_parts_with_the_same_result(shape):
+    own, plain = pair(1024, 2**14 + 300)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        found, wanted = own(x), plain(x)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_small_matrices_other_dtypes_and_training_are_torchs_own():

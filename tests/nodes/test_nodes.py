@@ -72,12 +72,14 @@ def test_the_newer_flow_head_settings_arrive(host, python_models):
     torch.testing.assert_close(run_latent(host, draw(flow=flow)), want.cpu(), **STRICT)
 
 
-def test_a_preset_holds_whatever_is_typed(host, python_models):
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_holds_whatever_is_typed(host, python_models, name):
     """Without one, as in workflows from before there were any, the typed values hold: see the tests above."""
-    preset = vars(PRESETS["fast"])
-    own = {name: preset[name] for name in ("cfg_schedule", "cfg_end", "flow")}
+    own = {key: vars(PRESETS[name])[key] for key in ("cfg_schedule", "cfg_end", "flow")}
     want = python_models[INTERN].generate("a photo of a cat", height=56, width=56, seed=1, cfg=3.0, **own)
-    got = run_latent(host, draw(flow={"steps": 9, "temperature": 0.3, "preset": "fast"}))
+    typed = {"steps": 7, "cfg_schedule": "constant", "last_step": 0.3, "solver": "exact", "temperature": 0.3}
+    typed |= {"shift": 2.0, "final_steps": 5, "cfg_end": 0.75}
+    got = run_latent(host, draw(flow={**typed, "preset": name}))
     torch.testing.assert_close(got, want.cpu(), **STRICT)
 
 

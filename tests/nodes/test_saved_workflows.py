@@ -6,10 +6,13 @@ The interface saves a node's values by their place: one put in between would mov
 import copy
 import json
 
+import numpy as np
 import pytest
 
+import vgt
 import workflow_api
 import workflows
+from bundled import NAME, PATH
 from host import ROOT, PromptRejected
 
 SAVED = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "tests" / "saved").glob("*.json")}
@@ -65,6 +68,30 @@ def test_every_value_is_where_it_was_and_the_graph_runs(ready, version):
     assert {kind: {name: now[kind][name] for name in VALUES[kind]} for kind in VALUES} == VALUES
     sizes = [picture.size for picture in workflows.pictures(ready, ready.run(graph))]
     assert sizes == [(84, 56)] * 4
+
+
+@pytest.mark.parametrize("kind", ["workflow", "script"])
+def test_a_graph_from_before_presets_draws_what_its_values_say(ready, kind):
+    """A workflow of 0.1.0, whose Flow Head Settings has five values; and a script with these five alone."""
+    saved = copy.deepcopy(SAVED["0.1.0"])
+    sampler = next(node for node in saved["nodes"] if node["type"] == "VGTARSampler")
+    sampler["widgets_values"][-1] = 1.0  # denoise: all is drawn
+    graph = workflow_api.to_api(saved, ready.object_info())
+    (flow,) = (node for node in graph.values() if node["class_type"] == "VGTFlowHeadSettings")
+    assert flow["inputs"]["preset"] == "custom"
+    if kind == "script":
+        flow["inputs"] = dict(VALUES["VGTFlowHeadSettings"])
+    own = {**VALUES["VGTARSampler"], "flow": dict(VALUES["VGTFlowHeadSettings"])}
+    own["cfg_schedule"] = own["flow"].pop("cfg_schedule")
+    own["flow"] = vgt.FlowSettings(**own["flow"])
+    prompt, negative, batch = (own.pop(name) for name in ("prompt", "negative_prompt", "batch_size"))
+    own.pop("denoise")
+    model = vgt.load(ready.base / "models" / "vgt" / NAME if not PATH.exists() else PATH)
+    wanted = model.draw([prompt] * batch, negative, **own, cfg_end=1.0)
+    drawn = workflows.pictures(ready, ready.run(graph))[:batch]
+    for picture, one in zip(drawn, wanted, strict=True):
+        off = np.abs(np.asarray(picture, dtype=int) - np.asarray(one, dtype=int))
+        assert off.max() <= 1  # the host rounds down
 
 
 def test_values_that_a_version_did_not_have_yet_get_their_defaults(ready):
