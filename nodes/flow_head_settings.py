@@ -121,7 +121,9 @@ class VGTFlowHeadSettings(io.ComfyNode):
         cfg_end=1.0,
         preset=CUSTOM,
     ) -> io.NodeOutput:
-        if preset != CUSTOM:
+        if preset in PRESETS:
             return io.NodeOutput(PRESETS[preset])
+        if preset != CUSTOM:  # which the API can send
+            raise ValueError(f"preset is {preset!r}; it must be one of {', '.join((CUSTOM, *PRESETS))}.")
         flow = FlowSettings(steps, last_step, solver, temperature, final_steps or None, shift)
         return io.NodeOutput(SamplingSettings(cfg_schedule=cfg_schedule, cfg_end=cfg_end, flow=flow))
