@@ -1,5 +1,5 @@
-// The prompt boxes of VGT AR Sampler keep their height when a preview takes room in the node. What they may at least be
-// is told to each renderer in its own way: to the canvas by the widgets' options, to Nodes 2.0 by a style sheet.
+// The prompt boxes of VGT AR Sampler keep their height when a preview takes room in the node: on the canvas the height they
+// had, in Nodes 2.0 the least height, which a style sheet tells it.
 import { app } from '../../scripts/app.js'
 
 const HEIGHT = 80
@@ -12,14 +12,21 @@ function writeSheet() {
   sheet.textContent = rules.join('\n')
 }
 
+function keepHeight(node, widget) {
+  let before = HEIGHT // there was a picture
+  widget.options.getMinHeight = () => {
+    if (node.imgs?.length) return before
+    before = Math.max(widget.computedHeight ?? HEIGHT, HEIGHT)
+    return HEIGHT
+  }
+}
+
 app.registerExtension({
   name: 'VGT.PromptHeight',
   nodeCreated(node) {
     if (node.comfyClass !== 'VGTARSampler') return
     for (const widget of node.widgets ?? []) {
-      if (['prompt', 'negative_prompt'].includes(widget.name) && widget.options) {
-        widget.options.getMinHeight = () => HEIGHT
-      }
+      if (['prompt', 'negative_prompt'].includes(widget.name) && widget.options) keepHeight(node, widget)
     }
     const { onAdded, onRemoved } = node
     node.onAdded = function (...given) {

@@ -112,8 +112,9 @@ def test_the_prompt_keeps_its_height_beside_a_preview(interface, renderer):
         outputs(interface)
         interface.page.wait_for_timeout(1000)
         interface.screenshot(f"first_prompt_beside_preview_{renderer}")
-        assert min(during, prompt_height(interface, renderer)) >= 0.9 * before
-        assert before >= 79
+        # Nodes 2.0 gives the picture what the boxes have above their least height.
+        least = before if renderer == "classic" else 80
+        assert min(before, during, prompt_height(interface, renderer)) >= least - 1
         # The first Nodes 2.0 draws nodes a fifth larger, and previews 350 pixels high: more than a screen has.
         if renderer == "classic" or interface.version() >= (1, 47):
             assert interface.out_of_place("VGTARSampler") == []

@@ -14,7 +14,7 @@ from workflows import ALL, PICTURES, SQUARE, same
 
 BYPASSED = 4
 TITLE = 30  # height of a node's title bar, which lies above its pos
-WITH_PREVIEW = 818  # height of VGT AR Sampler when it shows a picture, in either host's classic renderer
+WITH_PREVIEW = 834  # height of VGT AR Sampler when it shows a picture, in either host's classic renderer
 
 
 @pytest.fixture(scope="module")
