@@ -35,8 +35,9 @@ class VGTLoader(io.ComfyNode):
                     "compile",
                     default=False,
                     optional=True,
-                    tooltip="Compiles the flow head with torch.compile when a picture is first drawn, which takes up "
-                    "to a minute, for fewer launches after it. Needs Triton on a GPU, a C++ compiler on a CPU.",
+                    tooltip="Compiles flow head and language model with torch.compile when a picture is first drawn, "
+                    "which takes up to a minute, for fewer launches after it. Needs Triton on a GPU, a C++ compiler on "
+                    "a CPU.",
                     **advanced(),
                 ),
             ],

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add_settings(generate)
     add_steering(generate)
     generate.add_argument("--lora", action="append", default=[], metavar="FILE:STRENGTH", help="may be repeated")
-    generate.add_argument("--compile", action="store_true", help="compile the flow head first, for many pictures")
+    generate.add_argument("--compile", action="store_true", help="compile the network first, for many pictures")
     generate.add_argument("--batch", type=int, default=1, help="pictures of each prompt (default: 1)")
     _add_force(generate)
     generate.set_defaults(run=_generate)

@@ -52,7 +52,7 @@ class VGTModel:
     latent_rgb: LatentRGB | None = None
     """For previews without the VAE."""
     compile: bool = False
-    """Whether the flow head is compiled."""
+    """Whether flow head and language model are compiled."""
 
     @property
     def token_pixels(self) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_parts
 from host import comfyui_path
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there the whole of it runs, by hand")
@@ -38,7 +38,7 @@ def test_a_part_that_fails_is_told(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_the_small_form_of_a_part_runs_to_its_end(part, told, monkeypatch):
-    monkeypatch.setattr(gpu, "ROOT_COMFYUI", comfyui_path())
+    monkeypatch.setattr(gpu_parts, "ROOT_COMFYUI", comfyui_path())
     with gpu.small_form():
         rows = list(gpu.PARTS[part]())
     assert any(told in row.note + row.case for row in rows)

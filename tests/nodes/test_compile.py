@@ -1,4 +1,4 @@
-"""The flow head compiled with the host's layers; a process with the host's modules, no server."""
+"""Flow head and language model compiled with the host's layers; a process with the host's modules, no server."""
 
 import pytest
 
@@ -19,7 +19,7 @@ compiled.check_compiler = lambda _: None
 model = vgt.load(FIXTURE)
 generator = Generator(model.config.generator, "internvl3", operations=Operations)
 generator.load_state_dict(model.generator.state_dict())
-settings = SamplingSettings(56, 56, seed=3, cfg=3.0, flow=vgt.FlowSettings(steps=3))
+settings = SamplingSettings(56, 84, seed=3, cfg=3.0, flow=vgt.FlowSettings(steps=3))
 with torch.inference_mode():
     drawn = [generate(generator, model.tokenizer, "a cat", settings=settings, compile=way) for way in (False, True)]
 print(json.dumps((drawn[0] - drawn[1]).abs().max().item()))

@@ -8,7 +8,7 @@ import torch
 import recorded
 import vgt
 from fake_cuda import FakeCuda
-from launches import FAST, published_and_fast, tokenizer
+from launches import FAST, launches, tokenizer
 from vgt.config import GeneratorConfig, LanguageModelConfig
 from vgt.networks.autoencoder import Autoencoder
 from vgt.run.generation import Generator, generate
@@ -17,7 +17,7 @@ from vgt.sampling import SamplingSettings
 
 def test_launches_a_token():
     """Without graphs. (A kernel each for attention and for RMSNorm, as PyTorch has them on CUDA.)"""
-    published, fast = published_and_fast()
+    published, fast = launches(vgt.FlowSettings(steps=30)), launches(FAST)
     print("launches a token:", published.total(), "published,", fast.total(), "fast")
     print(published.most_common())
     assert published.total() < 3000

@@ -13,7 +13,7 @@ from vgt import FlowSettings
 from vgt.networks.distilled_head import DistilledHead
 from vgt.networks.flow_head import FlowHead
 from vgt.run.control import Change
-from vgt.run.flow import SOLVERS, FlowSampler
+from vgt.run.flow import SOLVERS, FlowSampler, advance
 
 MEANS, WEIGHTS, SPREAD = torch.tensor([-1.5, 0.5]), torch.tensor([0.3, 0.7]), 0.4
 MEAN = float((WEIGHTS * MEANS).sum())
@@ -98,15 +98,14 @@ def test_the_deterministic_flow_nears_the_reference_with_its_steps():
 
 @pytest.mark.parametrize("begin, end", [(0.0, 0.25), (0.0, 0.9), (0.3, 0.8), (0.6, 0.65)])
 def test_the_exact_step_leaves_the_right_noise_at_any_size_and_eulers_too_much(begin, end):
-    """With one point as data its prediction is right at every time, so what is left to see is the step itself."""
-    point = Known(torch.tensor([0.7]), torch.ones(1), spread=0.0)
+    """With one point, 0.7, as data its prediction is right at every time: what is left to see is the step itself."""
     noise = noise_of(4000, 3)
     left = {}
     for solver in ("exact", "euler_maruyama"):
-        sampler = FlowSampler(point, FlowSettings(3, solver=solver), "cpu", torch.float32)
-        sampler.grids = {3: ([begin, end, 0.99], [end - begin, 0.99 - end, 0.01])}
+        settings = FlowSettings(3, solver=solver)
+        coefficients = settings.coefficients([begin, end, 0.99], [end - begin, 0.99 - end, 0.01])
         x = begin * 0.7 + (1 - begin) * noise[:, 0]
-        x = sampler._advance(x, (0.7 - x) / (1 - begin), 0, 3, noise)
+        x = advance(x, (0.7 - x) / (1 - begin), noise, 0, coefficients[0])
         assert x.mean() == pytest.approx(end * 0.7, abs=0.01)
         left[solver] = float(x.var()) / (1 - end) ** 2
     assert left["exact"] == pytest.approx(1, abs=0.02)

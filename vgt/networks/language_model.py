@@ -5,6 +5,8 @@ A rotary embedding in parts, of time, row and column, equals the plain one here:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -41,13 +43,21 @@ class KVCache:
         """Put k, v [rows, kv_heads, m, head_width] at slots slot … slot+m-1 and return all up to there; or, slot being
         int64 [m], at those slots, and return the whole cache. Fewer rows than it has are its first ones.
         """
-        keys, values = self.keys[layer, : len(k)], self.values[layer, : len(k)]
-        if isinstance(slot, Tensor):
-            return keys.index_copy_(2, slot, k), values.index_copy_(2, slot, v)
-        end = slot + k.shape[2]
-        keys[:, :, slot:end] = k
-        values[:, :, slot:end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        return _write(*self.layer(layer, len(k)), slot, k, v)
+
+    def layer(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first rows of a layer, [rows, kv_heads, slots, head_width]."""
+        return self.keys[layer, :rows], self.values[layer, :rows]
+
+
+def _write(keys: Tensor, values: Tensor, slot: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """See KVCache.write."""
+    if isinstance(slot, Tensor):
+        return keys.index_copy_(2, slot, k), values.index_copy_(2, slot, v)
+    end = slot + k.shape[2]
+    keys[:, :, slot:end] = k
+    values[:, :, slot:end] = v
+    return keys[:, :, :end], values[:, :, :end]
 
 
 def rotary_table(config: LanguageModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,8 +98,7 @@ class _SelfAttention(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        cache: KVCache | None,
-        layer: int,
+        kept: tuple[Tensor, Tensor] | None,
         slot: int | Tensor,
         mask: Tensor | None,
         used: Tensor | None,
@@ -101,8 +110,8 @@ class _SelfAttention(nn.Module):
             q, k = _rotate(self.q_norm(q), cos, sin), _rotate(self.k_norm(k), cos, sin)
         else:  # both at once: they lie side by side
             q, k = _rotate(qkv[:, : sum(self.splits[:2])], cos, sin).split(self.splits[:2], dim=1)
-        if cache is not None:
-            k, v = cache.write(layer, slot, k, v)
+        if kept is not None:
+            k, v = _write(*kept, slot, k, v)
         out = attention(q, k, v, mask, causal=mask is None) if used is None else flash_decoding(q, k, v, used)
         return self.o_proj(out.transpose(1, 2).reshape(rows, m, -1))
 
@@ -133,6 +142,11 @@ class _Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def run_layer(layer: _Layer, x: Tensor, *attention_inputs) -> Tensor:
+    """A layer as a function, which torch.compile compiles once for all layers."""
+    return layer(x, *attention_inputs)
+
+
 class LanguageModel(nn.Module):
     """A decoder without its output head: VGT reads hidden states, never next-word logits."""
 
@@ -158,6 +172,7 @@ class LanguageModel(nn.Module):
         cache: KVCache | None,
         slot: int | Tensor = 0,
         mask: Tensor | None = None,
+        run_layer: Callable[..., Tensor] = run_layer,
     ) -> Tensor:
         """Feed m inputs at cache slots slot … slot+m-1, or at the slots that an int64 [m] names.
 
@@ -167,6 +182,7 @@ class LanguageModel(nn.Module):
             cache: written in place; None: the inputs see one another only (slot 0), and gradients flow.
             mask: bool [rows or 1, 1, m, slot+m (all slots where they are named)], True = seen; None: each input sees
                 all slots up to its own. Where slots are named, None takes flash-attn (attention.flash_decoding).
+            run_layer: what calls each layer, the function of this file or the same compiled.
 
         Returns the hidden states after the final norm, [rows, m, width].
         """
@@ -177,11 +193,12 @@ class LanguageModel(nn.Module):
         elif cache is not None:
             mask = self._mask(mask, embeds, slot)
         for index, layer in enumerate(self.layers):
-            inputs = (embeds, cos, sin, cache, index, slot, mask, used)
+            kept = None if cache is None else cache.layer(index, len(embeds))
+            inputs = (embeds, cos, sin, kept, slot, mask, used)
             if self.checkpointing and torch.is_grad_enabled():
                 embeds = checkpoint(layer, *inputs, use_reentrant=False)
             else:
-                embeds = layer(*inputs)
+                embeds = run_layer(layer, *inputs)
         return self.norm(embeds)
 
     def _mask(self, mask: Tensor | None, embeds: Tensor, slot: int | Tensor) -> Tensor | None:

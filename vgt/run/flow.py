@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..networks import few_rows
 from ..networks.distilled_head import DistilledHead
 from ..networks.flow_head import FlowHead
 from .compiled import compiled
@@ -73,6 +74,21 @@ class FlowSettings:
         as_published = self.shift == 1 and steps > 1 and self.solver != "distilled"
         return times, [*spans, self.last_step if as_published else 1 - times[-1]]
 
+    def coefficients(self, times: list[float], spans: list[float]) -> list[tuple[float, float, float]]:
+        """What each step of a grid multiplies x, the velocity and the noise of the next step by; see FlowSampler."""
+        made = []
+        for step, (t, dt) in enumerate(zip(times, spans, strict=True)):
+            if step == len(times) - 1 or self.solver in ("euler", "distilled"):
+                made.append((1.0, dt, 0.0))
+            elif self.solver == "euler_maruyama":
+                made.append((1 - dt, (1 + t) * dt, math.sqrt(2 * (1 - t) * dt)))
+            else:
+                u = times[step + 1]
+                kept = ((1 - u) / (1 - t)) ** 2
+                predicted = u - kept * t
+                made.append((predicted + kept, predicted * (1 - t), (1 - u) * math.sqrt(1 - kept)))
+        return made
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -106,10 +122,37 @@ def guided_velocity(
     """
     inputs = x.to(modulation.dtype)
     sources = inputs if mixture is None else mixture.inputs(inputs)
-    v = head.velocity(torch.cat((sources, inputs)) if guided else sources, modulation).float()
+    rows = torch.cat((sources, inputs)) if guided else sources
+    few = torch.compiler.is_compiling() and few_rows.suits(rows)
+    v = (few_rows.velocity(head, rows, modulation) if few else head.velocity(rows, modulation)).float()
     conditional = len(sources)
     v_condition = v[:conditional] if mixture is None else mixture.velocity(v[:conditional])
     return torch.lerp(v[conditional:], v_condition, cfg) if guided else v_condition, v_condition
+
+
+def advance(x: Tensor, v: Tensor, noise: Tensor, step: int, coefficients: tuple[float, float, float]) -> Tensor:
+    """x and v [N, 32], noise [N, M, 32] → x after the step."""
+    of_x, of_v, of_noise = coefficients
+    x = torch.add(x * of_x if of_x != 1 else x, v, alpha=of_v)
+    return torch.add(x, noise[:, step + 1], alpha=of_noise) if of_noise else x
+
+
+def flow_step(
+    head: FlowHead,
+    x: Tensor,
+    modulation: Tensor,
+    cfg: float | Tensor,
+    guided: bool,
+    coefficients: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """A whole step, to be compiled: as `guided_velocity`, with coefficients [3] of x, velocity and noise [N, 32].
+
+    Returns x after the step and the velocity of the conditions alone, both [N, 32] float32.
+    """
+    v, v_condition = guided_velocity(head, x, modulation, cfg, guided, None)
+    of_x, of_v, of_noise = coefficients.unbind()
+    return of_x * x + of_v * v + of_noise * noise, v_condition
 
 
 class FlowSampler:
@@ -148,9 +191,13 @@ class FlowSampler:
         self.settings = settings
         self.expecting = expecting
         self.compile = compile
-        self._velocity = compiled(guided_velocity) if compile else guided_velocity
-        self.grids = {count: settings.grid(count) for count in sorted({*counts} or {settings.steps})}
-        self.embedded = {count: self._embed(*grid, device, dtype) for count, grid in self.grids.items()}
+        grids = {count: settings.grid(count) for count in sorted({*counts} or {settings.steps})}
+        self.coefficients = {count: settings.coefficients(*grid) for count, grid in grids.items()}
+        self.embedded = {count: self._embed(*grid, device, dtype) for count, grid in grids.items()}
+        self._step = None
+        if compile:
+            self._step = compiled(flow_step)
+            self._held = {count: torch.tensor(rows, device=device) for count, rows in self.coefficients.items()}
         self.expected: Tensor | None = None
         """Of the tokens drawn last, what their conditions led to expect before anything was drawn: E[x | c], [N, 32].
         The first evaluation tells it, at t = 0, where x is noise alone: v = E[x | c] - noise."""
@@ -194,17 +241,23 @@ class FlowSampler:
         if self.expecting is not None:
             self.expected = self._expectation(condition[:conditional], noise[:, 0], mixture)
         x = noise[:, 0]
-        if self.compile:  # for other strides it would be compiled once more
-            x = x.clone(memory_format=torch.contiguous_format)
+        whole = self._step is not None and mixture is None
+        if whole:  # for other strides it would be compiled once more
+            x, noise = x.clone(memory_format=torch.contiguous_format), noise.contiguous()
         chunk = max(1, MODULATION_ROWS // len(embedded))
         for first in range(0, steps, chunk):
             modulations = self.head.modulations(self.embedded[steps][first : first + chunk, None], embedded)
             for step, modulation in enumerate(modulations, start=first):
-                velocity = self._velocity if mixture is None else guided_velocity
-                v, v_condition = velocity(self.head, x, modulation, cfg, guided, mixture)
+                before = x
+                if whole:
+                    fresh = noise[:, min(step + 1, steps - 1)]
+                    held = self._held[steps][step]
+                    x, v_condition = self._step(self.head, x, modulation, cfg, guided, held, fresh)
+                else:
+                    v, v_condition = guided_velocity(self.head, x, modulation, cfg, guided, mixture)
+                    x = advance(x, v, noise, step, self.coefficients[steps][step])
                 if step == 0 and self.settings.solver != "distilled":
-                    self.expected = x + v_condition
-                x = self._advance(x, v, step, steps, noise)
+                    self.expected = before + v_condition
         return x
 
     def _conditions(self, condition: Tensor, conditional: int, cfg, mixture) -> tuple[Tensor, bool]:
@@ -224,17 +277,3 @@ class FlowSampler:
         start = torch.zeros(len(sources), device=noise.device)
         v = self.expecting(sources.to(condition.dtype), start, condition).float()
         return noise + (v if mixture is None else mixture.velocity(v))
-
-    def _advance(self, x: Tensor, v: Tensor, step: int, steps: int, noise: Tensor) -> Tensor:
-        times, spans = self.grids[steps]
-        t, dt = times[step], spans[step]
-        if step == steps - 1 or self.settings.solver in ("euler", "distilled"):
-            return torch.add(x, v, alpha=dt)
-        if self.settings.solver == "euler_maruyama":
-            x = torch.add(x * (1 - dt), v, alpha=(1 + t) * dt)
-            return torch.add(x, noise[:, step + 1], alpha=math.sqrt(2 * (1 - t) * dt))
-        u = times[step + 1]
-        kept = ((1 - u) / (1 - t)) ** 2
-        predicted = u - kept * t
-        x = torch.add(x * (predicted + kept), v, alpha=predicted * (1 - t))
-        return torch.add(x, noise[:, step + 1], alpha=(1 - u) * math.sqrt(1 - kept))

@@ -19,7 +19,7 @@ from ..networks.position_queries import PositionQueries
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
 from .beginning import Beginning
-from .compiled import check_compiler
+from .compiled import check_compiler, lies_on
 from .control import Change, Region
 from .flow import FlowSampler, FlowSettings
 from .graphs import GraphCache
@@ -139,8 +139,8 @@ def generate(
             by token. The result is the same, and settings may differ for the rest.
         device: where to compute; the device of the weights when None.
         graphs: replay the steps as CUDA graphs where the weights lie on a CUDA device: the same, with fewer launches.
-        compile: the flow head by torch.compile, at its first call for a shape; alone where all its weights lie on the
-            device. Takes Triton on CUDA, a C++ compiler elsewhere.
+        compile: the flow head and the language model's layers by torch.compile, at their first call for a shape; each
+            where all its weights lie on the device. Takes Triton on CUDA, a C++ compiler elsewhere.
         progress: called after each step; what it raises ends the run.
 
     Returns the latent [B, 32, h, w], float32, on `device`. Raises ValueError when an argument is out of range, or where
@@ -202,9 +202,9 @@ def generate(
         generator.dtype,
         counts=plan.flow_steps,
         expecting=generator.flow_head if record is not None and flow.solver == "distilled" else None,
-        compile=compile and all(parameter.device == device for parameter in head.parameters()),
+        compile=compile and lies_on(head, run.table.device),  # which has its number, "cuda" alone has not
     )
-    fresh = TokenStep(generator, plan, sampler, run)
+    fresh = TokenStep(generator, plan, sampler, run, compile=compile)
 
     seen = torch.zeros(h * w, dtype=torch.bool)
     seen[known] = True

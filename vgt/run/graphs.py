@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -18,17 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.language_model import KVCache
+from .compiled import lies_on
 from .plan import Plan
-from .token_step import RunTensors, StepInputs, TokenStep
+from .token_step import SLOT_STEP, RunTensors, StepInputs, TokenStep
 
 KEPT = 4
 """Kinds of run whose graphs are kept for one generator, at most."""
 KEPT_BYTES = 2**30
 """Bytes that the caches and tensors of those may take together; the last kind is kept whatever it takes."""
-LEAST = 4
-"""Steps of one shape in a run from which on capturing pays."""
-SLOT_STEP = 128
-"""Caches of graphs are a multiple of this long, so that prompts of different lengths share them."""
 
 
 class GraphedSteps:
@@ -37,7 +34,7 @@ class GraphedSteps:
     def __init__(self, step: TokenStep, pool):
         self.step = step
         self.pool = pool
-        self.recurring = recurring(step.plan)
+        self.recurring = step.plan.recurring
         self.graphs: dict[tuple, tuple[Callable[[], None], StepInputs]] = {}
         self.failed = False
 
@@ -69,7 +66,7 @@ class GraphedSteps:
         self.step.cache.clear()
         self.step.generator = fresh.generator
         self.step.plan = fresh.plan
-        self.recurring = recurring(fresh.plan)
+        self.recurring = fresh.plan.recurring
 
     def __call__(self, inputs: StepInputs, slot: int) -> None:
         shape = _shape(inputs.tensors()), inputs.flow_steps
@@ -77,7 +74,7 @@ class GraphedSteps:
             replay, own = self.graphs[shape]
             torch._foreach_copy_(own.tensors(), inputs.tensors())
             replay()
-        elif self.failed or _size(inputs) not in self.recurring:
+        elif self.failed or inputs.size not in self.recurring:
             self.step(inputs, slot)
         else:
             own = replace(
@@ -164,7 +161,7 @@ class GraphCache:
 
     def usable(self, generator: nn.Module, plan: Plan, device: torch.device) -> bool:
         """Whether a run is worth graphs and its weights all lie on the CUDA device."""
-        return bool(recurring(plan)) and _lies_on_cuda(generator, device)
+        return bool(plan.recurring) and _lies_on_cuda(generator, device)
 
     @contextmanager
     def borrow(self, fresh: TokenStep):
@@ -226,18 +223,8 @@ def new_pool():
     return torch.cuda.graph_pool_handle()
 
 
-def recurring(plan: Plan) -> set[tuple[int, int, int, int]]:
-    """Sizes of steps (Plan.size) that come up often enough to be captured."""
-    counts = Counter(plan.size(index) for index in range(1, len(plan.steps)))
-    return {size for size, count in counts.items() if count >= LEAST}
-
-
-def _size(inputs: StepInputs) -> tuple[int, int, int, int]:
-    return len(inputs.embeddings), len(inputs.group), inputs.rows, inputs.flow_steps
-
-
 def _lies_on_cuda(generator: nn.Module, device: torch.device) -> bool:
-    return device.type == "cuda" and all(parameter.device == device for parameter in generator.parameters())
+    return device.type == "cuda" and lies_on(generator, device)
 
 
 def _shape(tensors: list[Tensor]) -> tuple:

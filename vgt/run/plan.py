@@ -17,13 +17,18 @@ over their slots. The first of them already stands where the sequence goes on, s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .control import Mix
+
+LEAST = 4
+"""Steps of one size in a run from which on it pays to capture or compile one."""
 
 DECODINGS = ("published", "training-consistent")
 GROUPINGS = ("uniform", "cosine")
@@ -105,6 +110,12 @@ class Plan:
         step = self.steps[index]
         rows = self.rows[index] if self.rows else len(self.lengths)
         return len(step.kinds), len(step.group), rows, self.flow_steps[index] if self.flow_steps else 0
+
+    @cached_property
+    def recurring(self) -> set[tuple[int, int, int, int]]:
+        """Sizes of steps that come up often enough to be captured or compiled."""
+        counts = Counter(self.size(index) for index in range(1, len(self.steps)))
+        return {size for size, count in counts.items() if count >= LEAST}
 
     def positions(self) -> Tensor:
         """int64 [rows, inputs of all steps one after the other]."""

@@ -14,9 +14,13 @@ from torch import Tensor
 
 from ..networks.attention import decodes_with_flash
 from ..networks.autoencoder import channel_norm
-from ..networks.language_model import KVCache, LanguageModel
+from ..networks.language_model import KVCache, LanguageModel, run_layer
+from .compiled import compiled, lies_on
 from .flow import FlowSampler, Mixture
 from .plan import LATENT, QUERY, Plan, visible
+
+SLOT_STEP = 128
+"""Caches of graphs and compiled layers are a multiple of this long, so that prompts of different lengths share them."""
 
 
 @dataclass
@@ -51,6 +55,11 @@ class StepInputs:
     def rows(self) -> int:
         """Rows that the step feeds: all, or the conditional ones alone, which come first."""
         return len(self.cos)
+
+    @property
+    def size(self) -> tuple[int, int, int, int]:
+        """As Plan.size."""
+        return len(self.embeddings), len(self.group), self.rows, self.flow_steps
 
     def tensors(self) -> list[Tensor]:
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
@@ -112,21 +121,30 @@ def _upload(lists: list, device) -> Iterator[Tensor]:
     return flat.to(device).split([len(one) for one in lists])
 
 
+def _compiles(language, device: torch.device) -> bool:
+    return isinstance(language, LanguageModel) and lies_on(language.layers, device)
+
+
 class TokenStep:
     """Does steps of a run; see the module's docstring."""
 
-    def __init__(self, generator, plan: Plan, sampler: FlowSampler, run: RunTensors):
+    def __init__(self, generator, plan: Plan, sampler: FlowSampler, run: RunTensors, compile: bool = False):
+        """compile: the layers of a LanguageModel, where they lie on the device, for steps of a size that recurs."""
         self.generator, self.plan, self.sampler, self.run = generator, plan, sampler, run
         self.cache: KVCache | None = None
         language, table = generator.language_model, run.table
+        self.run_layer = compiled(run_layer) if compile and _compiles(language, table.device) else None
         self.flash = (
-            not plan.isolated  # then nothing but the future is hidden, once the text is read
+            self.run_layer is None
+            and not plan.isolated  # then nothing but the future is hidden, once the text is read
             and isinstance(language, LanguageModel)
             and decodes_with_flash(table.device, table.dtype, language.config.head_width)
         )
 
     def allocate(self, slots: int) -> None:
         """Make the cache; the run's steps need `plan.slots` at least."""
+        if self.run_layer:  # which is compiled for each length of a cache
+            slots = -(-slots // SLOT_STEP) * SLOT_STEP
         language, table = self.generator.config.language, self.run.table
         self.cache = KVCache(language, len(self.run.lengths), slots, table.device, table.dtype)
 
@@ -144,6 +162,8 @@ class TokenStep:
         slot: the first of the step's slots as a number: it sees the cache up to its last one. None: it sees the whole
         cache under a mask, so that no shape depends on how far the run is.
         """
+        if self.run_layer and step.size in self.plan.recurring:
+            slot = None
         self._do(step, self._embed(step), slot, hides_padding=self.plan.hides_padding(1))
 
     def read(self, step: StepInputs, slot: int) -> None:
@@ -166,7 +186,10 @@ class TokenStep:
             lengths = run.lengths[: step.rows] if hides_padding else None
             mask = visible(step.slots, end, lengths, queries, run.lengths.max())[:, None]
         where = step.slots if slot is None else slot
-        return generator.language_model(embeds, (step.cos, step.sin), self.cache, where, mask)
+        given = embeds, (step.cos, step.sin), self.cache, where, mask
+        if slot is None and self.run_layer:
+            return generator.language_model(*given, self.run_layer)
+        return generator.language_model(*given)
 
     def _do(self, step: StepInputs, embeds: Tensor, slot: int | None, hides_padding: bool) -> None:
         run, tokens = self.run, len(step.group)
