@@ -57,6 +57,7 @@ def kernels(make, fake: FakeTensorMode, options=None) -> list[str]:
         "torch.cuda.get_device_properties": lambda *_: H100,
         f"{interface}.get_device_properties": staticmethod(lambda *_: H100),
         f"{interface}.get_compute_capability": staticmethod(lambda *_: 90),
+        "torch._inductor.scheduler.has_triton": lambda: True,
         "torch._inductor.utils.get_gpu_dram_gbps": lambda: 3350,
         "torch._inductor.scheduler.get_gpu_dram_gbps": lambda: 3350,
     }

@@ -29,7 +29,7 @@ def tokenizer():
     return vgt.load(recorded.FIXTURES / "internvl3").tokenizer
 
 
-def launches(flow, made=None):
+def launches(flow, tokens_per_step=1, made=None):
     """Of one step late in a picture, InternVL3-1.6B, one image with guidance.
 
     made: by function, how many kernels it is when it is compiled; None: nothing is compiled.
@@ -50,7 +50,8 @@ def launches(flow, made=None):
     patches = [mock.patch(f"vgt.run.{name}", with_) for name, with_ in zip(names, (stand_in, stand_in, lambda _: None))]
     with FakeCuda() as device, patches[0], patches[1], patches[2]:
         generator = Generator(GeneratorConfig(LANGUAGE), "internvl3", device="cuda", dtype=torch.bfloat16)
-        settings = SamplingSettings(28, 28 * 6, flow=flow)
+        steps = 3 if made is None else 6  # so that their size recurs
+        settings = SamplingSettings(28, 28 * steps * tokens_per_step, tokens_per_step=tokens_per_step, flow=flow)
         generate(
             generator,
             tokenizer(),
