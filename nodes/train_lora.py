@@ -78,6 +78,7 @@ class VGTTrainLoRA(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0x7FFFFFFF,
+                    control_after_generate=True,  # unsaid, newer interfaces miscount the values of a saved graph
                     tooltip="The same seed and data give the same LoRA.",
                 ),
                 io.Combo.Input(

@@ -1,5 +1,6 @@
 """The first ten minutes of a stranger, in the real interface. Screenshots first_*.png in output/screenshots."""
 
+import json
 import shutil
 import time
 
@@ -207,3 +208,13 @@ def test_a_walk_through_the_first_ten_minutes(interface):
     page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: cat')")
     interface.screenshot("walk_6_never_seen")
     assert interface.missing() == []
+
+
+def test_templates_keep_their_values(interface):
+    """What the interface would send of a template is what its file says, whatever it counts as a value."""
+    for name in workflows.ALL:
+        interface.page.evaluate("graph => app.loadGraphData(graph)", workflows.read(name))
+        sent = interface.page.evaluate("async () => (await app.graphToPrompt()).output")
+        wanted = json.loads((workflows.FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        for key, node in wanted.items():
+            assert {i: sent[key]["inputs"].get(i) for i in node["inputs"]} == node["inputs"], (name, node["class_type"])
