@@ -16,6 +16,8 @@ import vgt
 from checkpoints import make_folder
 from graphs import INTERN, QWEN, install_models
 from host import Host
+from hub_clients import Clients
+from hub_server import HubServer, published_repositories
 from interface import FLAGS
 from recorded import FAMILIES
 
@@ -47,6 +49,19 @@ def pytest_collection_modifyitems(items):
 def tiny():
     """The bundled model's file."""
     return bundled.PATH
+
+
+@pytest.fixture
+def hub():
+    """A local hub with the published repositories."""
+    with HubServer(published_repositories()) as server:
+        yield server
+
+
+@pytest.fixture
+def clients(hub, tmp_path):
+    """Its clients."""
+    return Clients(tmp_path, hub.url)
 
 
 @pytest.fixture(scope="session")

@@ -23,15 +23,6 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 QUICK = SamplingSettings(56, 56, flow=FlowSettings(steps=2)).filled()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small pictures: with more threads, most of the time is spent waiting for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @cache
 def model():
     return vgt.load(FIXTURES / "qwen2_5_vl")

@@ -26,6 +26,7 @@ def has_compiler():
 def test_compiled_draws_the_same(monkeypatch, caplog, few):
     """Both ways to write the flow head; all layers of the language model share what is compiled for one."""
     torch._dynamo.reset()
+    compiled.compiled.cache_clear()
     torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(few_rows, "DEVICES", ("cpu",) if few else ())
     model = vgt.load(recorded.FIXTURES / "internvl3")
@@ -70,6 +71,7 @@ def test_what_differs_is_not_used(monkeypatch, caplog):
         "VGT: a compiled step differs from the plain one; drawing without it."
     ] * 2
     monkeypatch.setattr(compiled, "_compile", lambda _: lambda x: calls.append(x) or x + x)
+    compiled.compiled.cache_clear()
     right = compiled.compiled(double)
     assert [right(torch.ones(3)).sum() for _ in range(2)] == [6, 6]
     assert len(calls) == 4

@@ -11,15 +11,6 @@ from vgt.scenes.detector import Detection, Found, detect, judge, mistake, relati
 from vgt.scenes.world import CATEGORIES, Item, Object, Request, Scene, render, sample_scene, to_pixels
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small pictures: with more threads, most of the time is spent waiting for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def sampled(category, count):
     splits = ("train", "test")
     return [sample_scene(random.Random(f"{category}{i}"), splits[i % 2], category)[0] for i in range(count)]

@@ -1,9 +1,9 @@
 """A linear layer that is as fast for a few inputs as it could be: the tokens of a step, the usual thing on a CPU.
 
 MKL multiplies two rows by a large matrix as if it read the matrix twice. With the operands the other way round it reads
-it once, which takes half the time; of one row, or of four and more, it makes nothing better. A matrix as tall as the
-modulations' it first copies as a whole when some more rows meet it: part by part the copy stays near, which takes two
-thirds of the time and gives the same.
+it once, which takes half the time; of one row, or of four and more, it makes nothing better. When some more
+rows meet a matrix as tall as the modulations', MKL first copies the whole of it. Multiplied in parts, each copy stays
+in the cache: that takes two thirds of the time and gives the same.
 """
 
 from __future__ import annotations

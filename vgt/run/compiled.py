@@ -37,8 +37,9 @@ def lies_on(module: nn.Module, device: torch.device) -> bool:
     return all(parameter.device == device for parameter in module.parameters())
 
 
+@cache
 def compiled(function: Callable) -> Callable:
-    """The function compiled for each set of shapes when it comes up, which takes up to a minute.
+    """The function compiled for each set of shapes when it comes up, which takes up to a minute; once a process.
 
     Done twice, the function must be as done once: at its first call for a set of shapes the plain one is called too,
     and serves for good, with a line in the log, where the two differ. Calls raise RuntimeError, one sentence, when the
@@ -73,7 +74,7 @@ def _shapes(arguments: tuple) -> tuple:
         if isinstance(part, tuple):
             parts.append(_shapes(part))
         elif isinstance(part, Tensor):
-            parts.append((part.shape, part.dtype))
+            parts.append((part.shape, part.dtype, part.device))
         elif isinstance(part, nn.Module):
             parts.append(type(part))
         else:
@@ -87,6 +88,5 @@ def _agree(result, plain) -> bool:
     return bool(torch.linalg.vector_norm(result - plain) <= APART * torch.linalg.vector_norm(plain))
 
 
-@cache
 def _compile(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False, options=OPTIONS)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..networks.language_model import KVCache
 from .compiled import lies_on
 from .plan import Plan
-from .token_step import SLOT_STEP, RunTensors, StepInputs, TokenStep
+from .token_step import RunTensors, StepInputs, TokenStep, shared_slots
 
 KEPT = 4
 """Kinds of run whose graphs are kept for one generator, at most."""
@@ -174,7 +174,7 @@ class GraphCache:
             self.clear()
             self.refused.clear()  # there may be room now
             self._weights = weights
-        slots = -(-fresh.plan.slots // SLOT_STEP) * SLOT_STEP
+        slots = shared_slots(fresh.plan.slots)
         # What code reads and no tensor holds; and tensors of inference mode can only be written in inference mode.
         constants = (
             fresh.plan.hides_padding(1),

@@ -20,7 +20,11 @@ from .flow import FlowSampler, Mixture
 from .plan import LATENT, QUERY, Plan, visible
 
 SLOT_STEP = 128
-"""Caches of graphs and compiled layers are a multiple of this long, so that prompts of different lengths share them."""
+
+
+def shared_slots(slots: int) -> int:
+    """How long a cache of graphs or compiled layers is, so that prompts of different lengths share them."""
+    return -(-slots // SLOT_STEP) * SLOT_STEP
 
 
 @dataclass
@@ -144,7 +148,7 @@ class TokenStep:
     def allocate(self, slots: int) -> None:
         """Make the cache; the run's steps need `plan.slots` at least."""
         if self.run_layer:  # which is compiled for each length of a cache
-            slots = -(-slots // SLOT_STEP) * SLOT_STEP
+            slots = shared_slots(slots)
         language, table = self.generator.config.language, self.run.table
         self.cache = KVCache(language, len(self.run.lengths), slots, table.device, table.dtype)
 
