@@ -1,40 +1,62 @@
-"""Muon in float32: the same updates as PyTorch's, and chosen where bfloat16 is slow."""
+"""Muon: PyTorch's updates, in float32 where bfloat16 is slow, shared between processes."""
+
+from functools import partial
 
 import pytest
 import torch
 
+import muon_share
 from vgt.training import muon
 from vgt.training.optimiser import make_optimisers, told
+from vgt.training.processes import together
 from vgt.training.settings import Settings
 
 if not hasattr(torch.optim, "Muon"):
     pytest.skip("PyTorch has Muon from 2.9 on", allow_module_level=True)
 
 
+THEIRS = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
+
+
 def trained(kind, steps=3, state=None):
-    torch.manual_seed(0)
-    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in ((128, 256), (256, 128), (160, 160))]
-    optimiser = kind(parameters, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    parameters, optimiser = muon_share.begun(kind)
     if state is not None:
         optimiser.load_state_dict(state)
-    for _ in range(steps):
-        for parameter in parameters:
-            parameter.grad = torch.randn(parameter.shape)
-        optimiser.step()
+    muon_share.learn(parameters, optimiser, steps)
     return parameters, optimiser
 
 
 def test_it_does_what_pytorchs_does():
-    (ours, mine), (theirs, other) = trained(muon.Float32Muon), trained(torch.optim.Muon)
-    start, _ = trained(torch.optim.Muon, steps=0)
-    for one, same, first in zip(ours, theirs, start):
-        moved = (same - first).norm()
-        assert (one - same).norm() < 0.03 * moved  # their iteration is in bfloat16
+    (ours, mine), (theirs, other) = trained(muon.Muon), trained(THEIRS)
+    assert all(torch.equal(one, same) for one, same in zip(ours, theirs))
     assert all(
         torch.equal(mine.state[a]["momentum_buffer"], other.state[b]["momentum_buffer"]) for a, b in zip(ours, theirs)
     )
-    goes_on, _ = trained(muon.Float32Muon, 1, other.state_dict())  # a run that began where bfloat16 is fast
+
+
+def test_float32_differs_by_rounding_only_and_goes_on_from_either():
+    (ours, _), (theirs, other) = trained(partial(muon.Muon, dtype=torch.float32)), trained(THEIRS)
+    start, _ = trained(THEIRS, steps=0)
+    for one, same, first in zip(ours, theirs, start):
+        moved = (same - first).norm()
+        assert (one - same).norm() < 0.03 * moved
+    goes_on, _ = trained(partial(muon.Muon, dtype=torch.float32), 1, other.state_dict())
     assert all(parameter.isfinite().all() for parameter in goes_on)
+
+
+def test_processes_share_the_work_and_get_the_same(tmp_path):
+    assert together(2, "cpu", muon_share.work, tmp_path) == 0
+    alone, _ = trained(muon.Muon)
+    shared = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for found in shared:
+        assert all(torch.equal(one, same) for one, same in zip(alone, found["parameters"]))
+    done = [found["orthogonalised"] for found in shared]
+    assert sum(done) == 3 * len(alone) and min(done) > 0
+
+
+def test_shares_are_even():
+    owners = muon.shares([5, 1, 4, 2, 2, 2], 2)
+    assert sorted(sum(cost for cost, own in zip([5, 1, 4, 2, 2, 2], owners) if own == n) for n in range(2)) == [8, 8]
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
@@ -49,7 +71,7 @@ def test_the_device_decides_and_it_is_said(slow, monkeypatch):
     monkeypatch.setattr(muon, "bfloat16_is_slow", lambda device: slow)
     groups = [{"params": [torch.nn.Parameter(torch.zeros(128, 128)), torch.nn.Parameter(torch.zeros(8))], "scale": 1.0}]
     adamw, matrices = make_optimisers(groups, Settings(1, 1, 0.01, muon=True), set())
-    assert type(matrices) is (muon.Float32Muon if slow else torch.optim.Muon)
+    assert matrices.dtype == (torch.float32 if slow else torch.bfloat16)
     assert told([adamw, matrices]).startswith("optimisers: Muon for 1 matrices, orthogonalised in ")
     assert ("float32" in told([adamw, matrices])) == slow and told([adamw]) == "optimiser: AdamW"
 

@@ -1,7 +1,8 @@
-"""Muon (Keller Jordan, 2024) for processors on which bfloat16 is slow: PyTorch's own, orthogonalising in float32.
+"""Muon (Keller Jordan, 2024) with what PyTorch's lacks: processes share the work, in float32 where bfloat16 is slow.
 
-PyTorch's computes the Newton-Schulz iteration in bfloat16. A processor without units for it emulates each product, and
-most of a step is then spent there. State and groups are those of PyTorch's, so a run may go on elsewhere with either.
+PyTorch's computes the Newton-Schulz iteration in bfloat16, for every matrix in every process. A processor without units
+for bfloat16 emulates each product, and most of a step is then spent there. State and groups are those of PyTorch's, so
+a run may go on elsewhere with either.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from functools import cache
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 _SIDE = 384
@@ -18,23 +20,37 @@ _SLOW = 1.5
 """How much longer a product in bfloat16 must take than in float32."""
 
 
-class Float32Muon(torch.optim.Muon):
-    """torch.optim.Muon with `adjust_lr_fn` "match_rms_adamw", orthogonalising in float32."""
+class Muon(torch.optim.Muon):
+    """torch.optim.Muon with `adjust_lr_fn` "match_rms_adamw"; each process orthogonalises a share of the matrices.
+
+    All processes of a group must have the same gradients.
+    """
+
+    def __init__(self, parameters, dtype: torch.dtype = torch.bfloat16, **settings):
+        """dtype: of the Newton-Schulz iteration. settings: those of torch.optim.Muon."""
+        super().__init__(parameters, adjust_lr_fn="match_rms_adamw", **settings)
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure=None):
         """Update every parameter that has a gradient. closure: None; training has none."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                momentum = state.setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
-                momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-                update = orthogonalised(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(parameter.shape)))
+        learning = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        wanted = []
+        for group, parameter in learning:
+            momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
+            momentum.lerp_(parameter.grad, 1 - group["momentum"])
+            wanted.append(parameter.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum)
+        owners = shares([x.numel() * min(x.shape) for x in wanted], _world())
+        updates = [torch.empty_like(x, dtype=self.dtype, memory_format=torch.contiguous_format) for x in wanted]
+        for (group, _), x, update, owner in zip(learning, wanted, updates, owners):
+            if owner == _rank():
+                update.copy_(
+                    orthogonalised(x.to(self.dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                )
+        _exchange(updates, owners)
+        for (group, parameter), update in zip(learning, updates):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(parameter.shape)))
 
 
 def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -47,6 +63,34 @@ def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: i
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
+
+
+def shares(costs: list[int], processes: int) -> list[int]:
+    """Say which process takes each piece of work: the largest first, each to the one with least to do."""
+    load, owners = [0] * processes, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        owners[index] = load.index(min(load))
+        load[owners[index]] += costs[index]
+    return owners
+
+
+def _exchange(updates: list[Tensor], owners: list[int]) -> None:
+    """Give every process what the others have computed."""
+    for owner in range(_world()) if _world() > 1 else ():
+        part = [update for update, own in zip(updates, owners) if own == owner]
+        if part:
+            flat = torch.cat([update.flatten() for update in part])
+            dist.broadcast(flat.view(torch.uint8), owner)  # as bytes: not every backend knows every dtype
+            for update, values in zip(part, flat.split([update.numel() for update in part])):
+                update.copy_(values.view_as(update))
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @cache

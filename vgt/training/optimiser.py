@@ -28,11 +28,11 @@ def make_optimisers(groups: list[dict], settings: Settings, embeddings: set[nn.P
     else:
         made = [torch.optim.AdamW(adamw, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)]
     if muon:
-        from .muon import Float32Muon, bfloat16_is_slow
+        from .muon import Muon, bfloat16_is_slow
 
-        kind = Float32Muon if bfloat16_is_slow(torch.device(settings.device).type) else torch.optim.Muon
-        # Updates of AdamW's size, so that one learning rate serves both.
-        made.append(kind(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        dtype = torch.float32 if bfloat16_is_slow(torch.device(settings.device).type) else torch.bfloat16
+        # Its updates are of AdamW's size, so that one learning rate serves both.
+        made.append(Muon(muon, dtype, lr=rate, weight_decay=decay))
     return made
 
 
@@ -59,7 +59,7 @@ def told(optimisers: list[Optimizer]) -> str:
     adamw = type(optimisers[0]).__name__
     if len(optimisers) == 1:
         return f"optimiser: {adamw}"
-    dtype = "bfloat16" if type(optimisers[1]) is torch.optim.Muon else "float32 (bfloat16 is slow here)"
+    dtype = "bfloat16" if optimisers[1].dtype == torch.bfloat16 else "float32 (bfloat16 is slow here)"
     matrices = sum(len(group["params"]) for group in optimisers[1].param_groups)
     return f"optimisers: Muon for {matrices} matrices, orthogonalised in {dtype}; {adamw} for the rest"
 
