@@ -81,7 +81,8 @@ def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     """Fewer evaluations a token: the flow head at its published size, and VGT-Tiny from prompt to latent.
 
-    The distilled heads have random weights, which their time does not depend on.
+    VGT-Tiny has guidance for the first half of the picture, but where a preset or the row's name says: to the end. The
+    distilled heads have random weights, which their time does not depend on.
     """
     own = random_weights(FlowHead(FlowHeadConfig(), 1536, operations=Layers, device="meta", dtype=dtype), device)
     jumping = random_weights(
@@ -107,7 +108,10 @@ def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     side = model.config.token_pixels * min(model.config.generator.grid)
     prompt = "a red circle above a blue square"
     ways = {f"preset {name}": vars(PRESETS[name]) for name in PRESETS}
-    ways |= {f"distilled, {count}": {"flow": FlowSettings(count, solver="distilled")} for count in (2, 1)}
+    least = FlowSettings(6, solver="euler", final_steps=2)
+    ways["euler, 6 falling to 2"] = {"flow": least, "cfg_end": 0.5}
+    ways["distilled, 2"] = {"flow": FlowSettings(2, solver="distilled"), "cfg_end": 0.5}
+    ways["distilled, 1, guidance to the end"] = {"flow": FlowSettings(1, solver="distilled"), "cfg_end": 1.0}
     noise = draw_noise(0, [0], (side // model.config.token_pixels) ** 2, STEPS)
     shape = {"height": side, "width": side, "seed": 0, "cfg": CFG}
     for tokens in (1, 4):
