@@ -22,7 +22,7 @@ from .world import Request
 
 WORKING_SIZE = 112
 """Pixels; pictures are looked at from so far away that they are about this large."""
-FOREGROUND = 0.08
+FOREGROUND = 0.05
 """Distance from the background in Oklab at which a pixel belongs to a thing."""
 SMALLEST_AREA = 0.004
 """Of the picture; less is a speck and no thing."""
