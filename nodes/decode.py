@@ -19,7 +19,11 @@ class VGTDecode(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="A VGT latent, from VGT AR Sampler or VGT Encode."),
                 io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
             ],
-            outputs=[io.Image.Output(tooltip="The images, 28 or 32 pixels for every token, as the model has it.")],
+            outputs=[
+                io.Image.Output(
+                    tooltip="The images; the published models give 28x28 pixels for every token, others what they have."
+                )
+            ],
         )
 
     @classmethod

@@ -14,7 +14,8 @@ class VGTEncode(io.ComfyNode):
             display_name="VGT Encode",
             category="VGT",
             **search_aliases("tokenizer", "image to latent", "vae encode"),
-            description="Turns images into VGT latents: 32 channels for every token of 28x28 or 32x32 pixels.",
+            description="Turns images into VGT latents: 32 channels for every token, a square of 28x28 pixels in the "
+            "published models.",
             inputs=[
                 io.Image.Input("image", tooltip="The images to encode."),
                 io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),

@@ -90,10 +90,10 @@ def sample(
         check_latent(samples)
         masks = _masks(latent, denoise, chosen.seed, side)
         chosen = replace(chosen, height=samples.shape[2] * side, width=samples.shape[3] * side)
-        limit = model.patcher.model.config.query_grid * side
-        if max(chosen.height, chosen.width) > limit:
+        highest, widest = (tokens * side for tokens in model.patcher.model.config.grid)
+        if chosen.height > highest or chosen.width > widest:
             raise ValueError(
-                f"The latent is {chosen.width}x{chosen.height} pixels; this model draws at most {limit}x{limit}, so "
+                f"The latent is {chosen.width}x{chosen.height} pixels; this model draws at most {widest}x{highest}, so "
                 "choose fit 'model size' in VGT Encode, or a smaller picture."
             )
 

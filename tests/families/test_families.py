@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vgt.config import AutoencoderConfig, ModelConfig
 from vgt.families import families, family, recognise_base
 from vgt.files.layout import hub_name
 from vgt.files.reading import convert
+from vgt.files.sizes import LayoutError, Sizes, merge_of
 from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.language_model import rotary_table
 from vgt.run.generation import Generator
@@ -227,6 +229,16 @@ def test_a_model_is_converted_and_loaded_again(found, trained, base, tmp_path):
         assert torch.equal(again.generate("a red circle", **settings), expected)
         pixels = torch.rand(1, 3, side, 2 * side)
         assert torch.equal(again.encode(pixels), model.encode(pixels))
+
+
+@pytest.mark.parametrize("merge", [1, 2, 3])
+def test_patches_of_a_token_are_read_off_the_merger(found, language, merge):
+    vision = replace(found.miniature, merge=merge)
+    tensors = vision.build(language.width, device="meta").state_dict()
+    table = found.hub_config(vision, language, dict.fromkeys(found.special_tokens, 1))["vision_config"]
+    assert found.read_vision(Sizes(tensors), table).token_pixels == vision.token_pixels
+    with pytest.raises(LayoutError, match="the tensor joining has 7 numbers, which are no square of patches of 3"):
+        merge_of(Sizes({"joining": torch.empty(7)}), "joining", 3)
 
 
 def test_missing_tensors_of_a_base_model_are_named(found, base, tmp_path):

@@ -6,7 +6,7 @@ from PIL import Image
 
 import vgt
 from family_models import checkpoint_of
-from graphs import STRICT, decode_pixels, draw, install_models, load, node, run_latent, save_image
+from graphs import STRICT, decode_pixels, draw, fails, install_models, load, node, run_latent, save_image, save_latent
 from vgt.families import families, family
 from vgt.files.single_file import save_checkpoint
 
@@ -31,6 +31,23 @@ def test_pictures_are_drawn_as_in_python(host, model):
     settings = {"height": 2 * side, "width": 3 * side, "seed": 1, "cfg": 3.0, "tokens_per_step": 2}
     want = python.generate("a photo of a cat", flow=vgt.FlowSettings(steps=2), **settings)
     torch.testing.assert_close(run_latent(host, graph), want.cpu(), **STRICT)
+
+
+def test_a_picture_is_repainted_up_to_the_grids_own_sides(host, model, tmp_path):
+    name, python = model
+    rows, columns = (tokens * python.config.token_pixels for tokens in python.config.generator.grid)
+
+    def repainted(width, height):
+        Image.new("RGB", (width, height), (200, 100, 50)).save(tmp_path / "photo.png")
+        graph = draw(name, width=0, height=0, latent=["encode", 0])
+        graph["photo"] = node("LoadImage", image=host.upload_image(tmp_path / "photo.png"))
+        graph["encode"] = node("VGTEncode", image=["photo", 0], vae=["load", 1], fit="crop")
+        return graph
+
+    side = python.config.token_pixels
+    assert run_latent(host, repainted(columns, rows)).shape[2:] == python.config.generator.grid
+    error = fails(host, save_latent(repainted(columns, rows + side)))
+    assert f"this model draws at most {columns}x{rows}, so choose fit 'model size'" in str(error)
 
 
 @pytest.mark.parametrize(("dtype", "close"), [("bf16", 0.99), ("fp8_e4m3fn", 0.8)])

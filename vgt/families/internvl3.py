@@ -16,7 +16,7 @@ from torch import nn
 
 from ..config import LanguageModelConfig
 from ..files.config_check import check_number
-from ..files.sizes import Sizes, heads_of, section
+from ..files.sizes import Sizes, heads_of, merge_of, section
 from ..networks.attention import attention
 from ..networks.vision_parts import join_heads, normalise, split_heads
 from ._family import Family, language_table
@@ -212,6 +212,7 @@ class InternVL3(Family):
             mlp_width=sizes.shape("layers.0.mlp.fc1.weight", 2)[0],
             grid=math.isqrt(max(places, 0)),
             patch=patch,
+            merge=merge_of(sizes, "mlp1.0.weight", width),
         )
 
     def check_vision(self, vision: InternVisionConfig) -> None:

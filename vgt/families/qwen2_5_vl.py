@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config import LanguageModelConfig
 from ..files.config_check import check_number
-from ..files.sizes import Sizes, heads_of
+from ..files.sizes import Sizes, heads_of, merge_of
 from ..networks.vision_parts import FRAMES, RotaryAttention, normalise, rotary_angles, token_patches
 from ..prompt import CaptionTemplate
 from ._family import Family, language_table
@@ -212,6 +212,7 @@ class Qwen2_5VL(Family):
             window=config.get("window_size", QwenVisionConfig.window),
             full_attention=tuple(listed) if isinstance(listed, list) else listed,
             patch=math.isqrt(columns // (3 * FRAMES)),
+            merge=merge_of(sizes, "merger.mlp.0.bias", width),
         )
 
     def check_vision(self, vision: QwenVisionConfig) -> None:

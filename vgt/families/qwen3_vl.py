@@ -19,7 +19,7 @@ from torch import nn
 
 from ..config import LanguageModelConfig
 from ..files.config_check import check_number
-from ..files.sizes import Sizes, heads_of
+from ..files.sizes import Sizes, heads_of, merge_of
 from ..networks.vision_parts import FRAMES, RotaryAttention, normalise, rotary_angles, token_patches
 from ._family import language_table
 from ._qwen_vocabulary import QWEN3_TOKENS, build_tokenizer
@@ -173,6 +173,7 @@ class Qwen3VL(Qwen2_5VL):
             mlp_width=sizes.shape("blocks.0.mlp.linear_fc1.weight", 2)[0],
             grid=math.isqrt(sizes.shape("pos_embed.weight", 2)[0]),
             patch=math.isqrt(columns // (3 * FRAMES)),
+            merge=merge_of(sizes, "merger.linear_fc1.bias", width),
         )
 
     def check_vision(self, vision: Qwen3VisionConfig) -> None:

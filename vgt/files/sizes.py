@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 MAX_LAYERS = 512
@@ -51,6 +52,15 @@ def heads_of(config: dict, key: str, width: int, published: dict[int, int]) -> i
             "its widths are of no published model, and base/config.json, which tells its heads, is not there"
         )
     return published[width]
+
+
+def merge_of(sizes: Sizes, name: str, width: int) -> int:
+    """Patches along a token's side: the tensor `name` [merge² * width] is of the layer that joins them."""
+    (joined,) = sizes.shape(name, 1)
+    merge = math.isqrt(joined // max(width, 1))
+    if not merge or merge**2 * width != joined:
+        raise LayoutError(f"the tensor {name} has {joined} numbers, which are no square of patches of {width}")
+    return merge
 
 
 def section(config: dict, *names: str) -> dict:
