@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .transformers_library import LibraryError, build_parts, materialise
@@ -131,9 +132,9 @@ class _Shuffle:
 
     def __call__(self, x: Tensor, scale_factor: int) -> Tensor:
         """[B, rows * columns, C] → [B, rows * columns / s², C s²]: a token's channels are its patches', row by row."""
-        s = scale_factor
-        x = x.unflatten(1, (-1, s, self.columns // s, s)).transpose(2, 3)
-        return x.flatten(3).flatten(1, 2)
+        side = {"m": scale_factor, "n": scale_factor}
+        columns = self.columns // scale_factor
+        return rearrange(x, "b (rows m columns n) c -> b (rows columns) (m n c)", columns=columns, **side)
 
 
 def image_features(model: nn.Module, pixels: Tensor):
@@ -172,10 +173,9 @@ def _patch_rows(pixels: Tensor, vision) -> tuple[Tensor, Tensor]:
     p, merge, time = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
     batch, _, height, width = pixels.shape
     rows, columns = height // p, width // p
-    x = pixels.unflatten(3, (-1, merge, p)).unflatten(2, (-1, merge, p))  # B C  y my py  x mx px
-    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None].expand(-1, -1, -1, -1, -1, -1, time, -1, -1)
-    grids = torch.tensor([[1, rows, columns]] * batch, device=pixels.device)
-    return x.flatten(5).flatten(0, 4), grids
+    cells = {"m": merge, "n": merge, "p": p, "q": p, "time": time}
+    x = repeat(pixels, "b c (rows m p) (columns n q) -> (b rows columns m n) (c time p q)", **cells)
+    return x, torch.tensor([[1, rows, columns]] * batch, device=pixels.device)
 
 
 def _untiled(model: nn.Module, pixels: Tensor) -> Tensor:
