@@ -75,6 +75,16 @@ def test_what_is_installed_draws(python, tmp_path):
     assert Image.open(tmp_path / "picture.png").size == (bundled.SIDE, bundled.SIDE)
 
 
+def test_what_the_extra_for_training_names_is_not_needed_to_draw(python, tmp_path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    absent = [Requirement(line).name.replace("-", "_") for line in (*extras["train"], *extras["transformers"])]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import vgt.__main__ as cli; cli.main()"
+    command = ("generate", bundled.PATH, "a red circle", "picture.png", "--steps", "1", "--device", "cpu")
+    run(python, "-c", code, *command, cwd=tmp_path)
+    assert (tmp_path / "picture.png").is_file()
+
+
 def test_the_console_script_is_the_same_command(python, tmp_path):
     script = python.with_name("vgt").with_suffix(python.suffix if python.suffix == ".exe" else "")
     assert "reconstruct" in run(script, "--help", cwd=tmp_path)

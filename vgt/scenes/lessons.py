@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from .captions import caption
-from .detector import detect, detect_outlines, mistake
 from .world import (
     BACKGROUNDS,
     COLOURS,
@@ -115,6 +114,8 @@ def _alone(shape: str, colour: str, background: str) -> Scene:
 
 def judge(lesson: str, request: Request, pixels: Tensor) -> str | None:
     """What is wrong with a picture [3, H, W] in [0, 1] that a lesson's prompt asked for; None: nothing."""
+    from .detector import detect, detect_outlines, mistake  # which need scipy, a requirement of scores alone
+
     outlines = lesson == "outlines"
     found = detect_outlines(pixels) if outlines else detect(pixels, (*SHAPES, lesson))
     wrong = mistake(request, found)
