@@ -81,7 +81,7 @@ def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
 def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     """Fewer evaluations a token: the flow head at its published size, and VGT-Tiny from prompt to latent.
 
-    VGT-Tiny has guidance for the first half of the picture, but where a preset or the row's name says: to the end. The
+    VGT-Tiny has guidance for the first half of the picture, or to the end where a preset or the row's name says so. The
     distilled heads have random weights, which their time does not depend on.
     """
     own = random_weights(FlowHead(FlowHeadConfig(), 1536, operations=Layers, device="meta", dtype=dtype), device)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch.distributed as dist
-
 from ..config import AutoencoderConfig, ModelConfig, PixelDecoderConfig
 from ..files.checkpoint import Checkpoint, CheckpointError, load_state
 from ..files.reading import read_checkpoint
@@ -15,6 +13,7 @@ from .base_model import load_base, load_pixel_decoder
 from .build import new_autoencoder
 from .command import read_settings, read_table, require
 from .data import open_data, open_held_out
+from .processes import rank_and_world
 from .trainer import train
 
 FILE = "autoencoder.safetensors"
@@ -47,6 +46,6 @@ def run(config: dict, out: Path, until: int | None) -> None:
     teacher.load_state_dict(base.vision_state)
     stage = AutoencoderStage(autoencoder, objective, dataset, held_out, settings, teacher)
     trained = train(stage, settings, out, config, until=until)
-    if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
+    if until is None and rank_and_world()[0] == 0:
         tensors = {f"autoencoder.{name}": tensor.cpu() for name, tensor in trained.state_dict().items()}
         save_checkpoint(Checkpoint(out / FILE, ModelConfig(base.family, sizes), tensors, None), out / FILE)

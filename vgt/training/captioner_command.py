@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch.distributed as dist
-
 from ..config import LanguageModelConfig
 from ..families import families
 from ..scenes.drawings import DrawingsDataset
@@ -16,6 +14,7 @@ from .captioner_stage import CaptionerStage
 from .captioning import Captioner, VisionLanguageModel
 from .command import read_settings, read_table, require
 from .data import DataError, ShardDataset, caption_of, open_data, open_held_out
+from .processes import rank_and_world
 from .text import save_words, train_tokenizer
 from .trainer import train
 
@@ -49,7 +48,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     weight = config.get("thumbnail_weight", 0.0)
     stage = CaptionerStage(vlm, captioner, vision.token_pixels, dataset, held_out, settings, weight)
     trained = train(stage, settings, out, config, until=until)
-    if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
+    if until is None and rank_and_world()[0] == 0:
         from .base_model import save_base
 
         save_base(out / "base", found.name, vision, language, trained, tokenizer_json)

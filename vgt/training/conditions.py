@@ -27,6 +27,7 @@ from ..run.order import draw_order
 from ..run.plan import DECODINGS, cut_groups
 from ..run.planning import published_scales
 from ..sampling import SamplingSettings
+from .processes import rank_and_world
 from .settings import TrainingError
 
 _KEY = "conditions"
@@ -67,7 +68,7 @@ def recorded_conditions(
     Returns condition and free [N, D], float16, and cfg [N], on the CPU. Raises TrainingError when the folder holds
     something else.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     about = json.loads(json.dumps({**asdict(recording), "weights": weights, "size": size}))
     about.pop("runs")  # more may follow
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,13 @@ from itertools import count, islice
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..scenes.drawings import DrawingsDataset
 from ..scenes.world import ScenesDataset
+from .processes import rank_and_world
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -253,7 +253,7 @@ def batches(dataset, batch_size: int, *, seed: int, first: int, rank: int, world
 def read(dataset, batch_size: int, workers: int, sampler: Sampler | None = None) -> Iterator:
     """What the dataset gives, collated. Raises DataError, in one sentence also where a worker process found it."""
     if isinstance(dataset, ShardDataset):
-        readers = max(1, workers) * (dist.get_world_size() if dist.is_initialized() else 1)
+        readers = max(1, workers) * rank_and_world()[1]
         if len(dataset.shards) < readers:
             raise DataError(
                 f"There are {len(dataset.shards)} shards for {readers} reading processes; lower training.workers, or "

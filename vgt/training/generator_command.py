@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 from ..config import FlowHeadConfig, GeneratorConfig, ModelConfig
@@ -23,6 +22,7 @@ from .command import check_whole, read_settings, read_table, require
 from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
 from .latents import cached_latents
+from .processes import rank_and_world
 from .settings import TrainingError
 from .text import seen_words
 from .trainer import train
@@ -91,7 +91,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     captioner = Captioner(base.tokenizer_json, found.caption, base.pad_token) if objective.caption else None
     stage = GeneratorStage(generator, tokenizer, objective, latents, settings, review, captioner)
     trained = train(stage, settings, out, config, until=until)
-    if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
+    if until is None and rank_and_world()[0] == 0:
         captions = None if isinstance(dataset, IterableDataset) else (caption_of(dataset, i) for i in range(count))
         words = seen_words(Path(config["base"]), captions)
         attribution = getattr(dataset, "attribution", None)

@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 from ..files.head_file import generator_digest, save_head, with_head
@@ -19,6 +18,7 @@ from .command import read_settings, read_table, require
 from .conditions import Recording, recorded_conditions
 from .data import caption_of, open_data
 from .head import HeadStage, Objective, new_head
+from .processes import rank_and_world
 from .settings import TrainingError
 from .trainer import train
 
@@ -65,7 +65,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     stage = HeadStage(head, generator.flow_head, conditions, objective, settings)
     del generator
     trained = train(stage, settings, out, config, until=until)
-    if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
+    if until is None and rank_and_world()[0] == 0:
         state = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in trained.state_dict().items()}
         save_head(state, sizes.flow_head, checkpoint, recommended, out / HEAD)
         save_checkpoint(with_head(checkpoint, state, sizes.flow_head, recommended), out / MODEL)

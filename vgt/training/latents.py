@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..files.fingerprint import fingerprint
 from .autoencoder import latent_of
 from .data import ShardDataset, read
+from .processes import rank_and_world
 from .settings import TrainingError
 
 BATCH = 64
@@ -65,7 +66,7 @@ def cached_latents(
     data: plain data that tells the data apart. features: keep the semantic features too. Raises TrainingError when
     `folder` holds something else, or latents of another tokenizer or other data, and when there are fewer items.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     stream = isinstance(dataset, ShardDataset)
     if not stream and count > len(dataset):
         raise TrainingError(f"data.count is {count}, but there are {len(dataset)} pictures.")
@@ -108,7 +109,7 @@ def cached_latents(
 def _encode(batches, skip: int, places: Sequence[int], autoencoder, device, features: bool, keep) -> int:
     """Encode what comes after `skip` pictures for `places`, and `keep` it file by file; returns how many there were."""
     pieces, rows, encoded = _pieces(places), [], 0
-    shown = not dist.is_initialized() or dist.get_rank() == 0
+    shown = rank_and_world()[0] == 0
     with tqdm(total=len(places), desc="encoding", unit="picture", disable=not shown, mininterval=5) as bar:
         for pixels, captions in batches:
             here = slice(skip, skip + len(places) - encoded)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
-import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 from ..files.lora import read_lora, save_lora
@@ -17,6 +16,7 @@ from .data import open_data
 from .generator import Objective, Review
 from .latents import cached_latents
 from .lora import OBJECTIVE, LoraSettings, LoraStage, Pictures, begin, draw_kept, finish
+from .processes import rank_and_world
 from .settings import TrainingError
 from .trainer import train
 
@@ -49,7 +49,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
     stage = LoraStage(model.generator, model.tokenizer, adapters, lora, objective, pictures, settings, review, kept)
     with adapters.on(model.generator):
         trained = train(stage, settings, out, config, until=until)
-    if until is None and (not dist.is_initialized() or dist.get_rank() == 0):
+    if until is None and rank_and_world()[0] == 0:
         save_lora(finish(trained, base, before + settings.steps), out / FILE)
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .processes import rank_and_world
+
 _SIDE = 384
 _SLOW = 1.5
 """How much longer a product in bfloat16 must take than in float32."""
@@ -37,17 +39,22 @@ class Muon(torch.optim.Muon):
         learning = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         wanted = []
         for group, parameter in learning:
-            momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            momentum = state["momentum_buffer"]
             momentum.lerp_(parameter.grad, 1 - group["momentum"])
             wanted.append(parameter.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum)
-        owners = shares([x.numel() * min(x.shape) for x in wanted], _world())
+        rank, world = rank_and_world()
+        owners = shares([x.numel() * min(x.shape) for x in wanted], world)
         updates = [torch.empty_like(x, dtype=self.dtype, memory_format=torch.contiguous_format) for x in wanted]
         for (group, _), x, update, owner in zip(learning, wanted, updates, owners):
-            if owner == _rank():
+            if owner == rank:
                 update.copy_(
                     orthogonalised(x.to(self.dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
                 )
-        _exchange(updates, owners)
+        if world > 1:
+            _exchange(updates, owners)
         for (group, parameter), update in zip(learning, updates):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(parameter.shape)))
@@ -76,21 +83,12 @@ def shares(costs: list[int], processes: int) -> list[int]:
 
 def _exchange(updates: list[Tensor], owners: list[int]) -> None:
     """Give every process what the others have computed."""
-    for owner in range(_world()) if _world() > 1 else ():
+    for owner in sorted(set(owners)):  # in one order everywhere
         part = [update for update, own in zip(updates, owners) if own == owner]
-        if part:
-            flat = torch.cat([update.flatten() for update in part])
-            dist.broadcast(flat.view(torch.uint8), owner)  # as bytes: not every backend knows every dtype
-            for update, values in zip(part, flat.split([update.numel() for update in part])):
-                update.copy_(values.view_as(update))
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+        flat = torch.cat([update.flatten() for update in part])
+        dist.broadcast(flat.view(torch.uint8), owner)  # as bytes: not every backend knows every dtype
+        for update, values in zip(part, flat.split([update.numel() for update in part])):
+            update.copy_(values.view_as(update))
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,11 @@ def join_torchrun(device: str | None = None) -> None:
     """Join torchrun's process group where there is one. device: as in Settings; None is left to the machine."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group(_backend(device, int(os.environ["LOCAL_RANK"])), timeout=_TIMEOUT)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number in its group, and how many there are; (0, 1) without a group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _backend(device: str | None, local: int) -> str:
@@ -89,6 +95,8 @@ def _member(rank: int, count: int, place: Path, device: str | None, work: Callab
             dist.init_process_group(backend, method, timeout=_TIMEOUT, rank=rank, world_size=count)
         work(*arguments)
         if count > 1:
+            # fully_shard's modules hold the group in circles. Threads of it that are left would abort the process.
+            gc.collect()
             dist.destroy_process_group()
     except (ValueError, OSError) as error:
         print(f"vgt: {error}", file=sys.stderr)

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .data import batches
 from .optimiser import make_optimisers, set_rate, told
+from .processes import rank_and_world
 from .run_log import RunLog
 from .run_state import CHECKPOINT, RunState
 from .settings import Settings, TrainingError
@@ -125,7 +126,7 @@ def train(
     checkpoint is of another configuration or the loss is not finite (the last good checkpoint stays), and
     KeyboardInterrupt after Ctrl-C, when the checkpoint is written.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     if settings.batch_size % world:
         raise TrainingError(f"batch_size is {settings.batch_size}; it must be a multiple of the {world} processes.")
     device = torch.device(settings.device)
