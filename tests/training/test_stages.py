@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import drawn
 import vgt
 from benchmarks import convergence
 from miniatures import HELD_OUT, LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, toml, training
@@ -135,7 +136,10 @@ def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):
     second = autoencoder_command.read_checkpoint(tmp_path / "ae" / autoencoder_command.FILE).tensors
     changed = {name.split(".")[1] for name, tensor in first.items() if not torch.equal(tensor, second[name])}
     assert changed == {"pixel_decoder"}
-    generator_command.run(generator(base, tokenizer, steps=1), tmp_path / "ar", None)
+    drawings = {**SCENES, "kind": "drawings", "folder": str(drawn.folder(tmp_path / "drawings")), "count": 32}
+    generator_command.run({**generator(base, tokenizer, steps=1), "data": drawings}, tmp_path / "ar", None)
+    made = autoencoder_command.read_checkpoint(tmp_path / "ar" / generator_command.FILE)
+    assert "Microsoft" in made.attribution and "red" in made.vocabulary and made.latent_rgb is None
     config = generator(base, tmp_path / "ae", steps=1, learning_rate=1e-9)
     generator_command.run({**config, "init": str(tmp_path / "ar" / generator_command.FILE)}, tmp_path / "further", None)
     one, other = (vgt.load(tmp_path / name / generator_command.FILE).generator for name in ("ar", "further"))

@@ -125,4 +125,7 @@ def write_model(
     tensors = {name: tensor for name, tensor in autoencoder.tensors.items() if name.startswith("autoencoder.")}
     tensors.update({f"generator.{name}": tensor.cpu() for name, tensor in generator.state_dict().items()})
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json, recommended, vocabulary, attribution), path)
+    checkpoint = Checkpoint(
+        path, config, tensors, base.tokenizer_json, recommended, vocabulary=vocabulary, attribution=attribution
+    )
+    save_checkpoint(checkpoint, path)
