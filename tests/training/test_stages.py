@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import drawn
 import vgt
 from benchmarks import convergence
+from drawn import folder as drawings_folder
 from miniatures import HELD_OUT, LANGUAGE, SCENES, VISION, autoencoder, captioner, generator, losses, toml, training
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.evaluation import results
@@ -136,7 +136,7 @@ def test_rounds_go_on_from_a_file(base, tokenizer, tmp_path):
     second = autoencoder_command.read_checkpoint(tmp_path / "ae" / autoencoder_command.FILE).tensors
     changed = {name.split(".")[1] for name, tensor in first.items() if not torch.equal(tensor, second[name])}
     assert changed == {"pixel_decoder"}
-    drawings = {**SCENES, "kind": "drawings", "folder": str(drawn.folder(tmp_path / "drawings")), "count": 32}
+    drawings = {**SCENES, "kind": "drawings", "folder": str(drawings_folder(tmp_path / "drawings")), "count": 32}
     generator_command.run({**generator(base, tokenizer, steps=1), "data": drawings}, tmp_path / "ar", None)
     made = autoencoder_command.read_checkpoint(tmp_path / "ar" / generator_command.FILE)
     assert "Microsoft" in made.attribution and "red" in made.vocabulary and made.latent_rgb is None
@@ -151,6 +151,27 @@ def test_openings_past_the_picture_are_refused(base, tokenizer, tmp_path):
     config = generator(base, tokenizer, steps=2)
     with pytest.raises(TrainingError, match=r"objective.openings is \[0, 4\]; of 4 tokens 0 to 3 can be drawn"):
         generator_command.run({**config, "objective": {"openings": [0, 4]}}, tmp_path, None)
+    with pytest.raises(TrainingError, match=r"objective\.places is 0; it must be a whole number from 1 on"):
+        generator_command.run({**config, "objective": {"openings": [0], "places": 0}}, tmp_path, None)
+
+
+def test_an_opening_may_learn_some_of_the_places(base):
+    """What it says of them is what it says of them among all."""
+    found = load_base(base / "base")
+    generator = new_generator(GeneratorConfig(found.language, FlowHeadConfig(16, 1), 4), found.family, 3)
+    tokenizer = PromptTokenizer(found.tokenizer_json, found.pad_token)
+    latents, prompts = channel_norm(torch.randn(2, 32, 2, 3), 1), ["a red circle", "two blue stars"]
+    conditions, asked = [], []
+    generator.flow_head.register_forward_pre_hook(lambda _, inputs: conditions.append(inputs[2]))
+    for places in (None, 2):
+        stage = GeneratorStage(generator, tokenizer, Objective(openings=(1,), places=places), [], Settings(1, 2, 1.0))
+        stage.begin_step(1)
+        with torch.no_grad():
+            _, _, order, _ = stage.predict(latents, prompts, torch.Generator().manual_seed(0), 0.0)
+        asked.append(order)
+    assert asked[0].shape == (2, 5) and torch.equal(asked[1], asked[0][:, :2])
+    every, some = (c.unflatten(0, (4, 2, -1))[0] for c in conditions)
+    assert torch.allclose(some, every[:, :2], atol=1e-5)
 
 
 def test_features_may_be_wider_than_the_language_model():

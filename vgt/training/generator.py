@@ -39,6 +39,8 @@ class Objective:
     openings: tuple[int, ...] = ()
     """Steps between two ordinary ones, each with so many tokens drawn, that learn the next token at every place that is
     left: the first few tokens decide what the rest follows."""
+    places: int | None = None
+    """How many of those places such a step learns, drawn by lot: more pictures for the same work. None: all."""
     language_rate: float = 1.0
     """The language model's learning rate, as a multiple of that of the new parts."""
 
@@ -158,6 +160,7 @@ class GeneratorStage(Stage):
         if self.drawn is None:
             hidden = query_states(generator, text, self.tokenizer.image_start, latents, order, grid)
         else:
+            order = order[:, : self.drawn + (objective.places or tokens)]
             hidden = next_states(generator, text, self.tokenizer.image_start, latents, order, self.drawn, grid)
             order = order[:, self.drawn :]
 

@@ -76,6 +76,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
         raise TrainingError(
             f"objective.openings is {list(objective.openings)}; of {tokens} tokens 0 to {tokens - 1} can be drawn."
         )
+    if objective.places is not None:
+        check_whole("objective.places", objective.places)
     review = None
     if "held_out" in config:
         held_out = open_held_out(config["held_out"], captions=True, token_pixels=base.token_pixels)
