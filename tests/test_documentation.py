@@ -80,7 +80,7 @@ def checkout(tmp_path_factory, tiny):
     """A folder with the model where the documentation has it."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "models").mkdir()
-    (folder / "models" / "vgt-tiny.safetensors").symlink_to(tiny)
+    (folder / "models" / tiny.name).symlink_to(tiny)
     return folder
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vgt
+from bundled import NAME, PATH
 from graphs import INTERN, TOKENIZER_ONLY, draw, install_models, load, node, run_latent, save_latent
 from host import ROOT, HostError, Interrupted
 from host_process import BEGIN
@@ -27,7 +28,6 @@ from vgt.training import lora_command
 from vgt.training.command import read_config, read_table
 from vgt.training.lora import LoraSettings
 
-TINY = "vgt-tiny.safetensors"
 DRAWN = {"prompt": "a red crescent", "width": 112, "height": 112}
 SETTINGS = {
     "steps": 4, "batch_size": 2, "accumulation": 1, "learning_rate": 0.002, "rank": 4, "alpha": 4.0,
@@ -40,7 +40,7 @@ def data(folder="vgt_crescent"):
     return {"data": node("LoadImageTextDataSetFromFolder", folder=folder)}
 
 
-def trained(folder="vgt_crescent", model=TINY, **settings):
+def trained(folder="vgt_crescent", model=NAME, **settings):
     """Loader, data set and VGT Train LoRA ("train")."""
     inputs = {"model": ["load", 0], "vae": ["load", 1], "images": ["data", 0], "texts": ["data", 1]}
     return {**load(model), **data(folder), "train": node("VGTTrainLoRA", **inputs, **SETTINGS | settings)}
@@ -50,7 +50,7 @@ def saved(graph, name="trained"):
     return {**graph, "save": node("SaveLoRA", lora=["train", 1], prefix=f"loras/{name}", steps=["train", 3])}
 
 
-def with_lora(graph, *loras, model=TINY, **sampler):
+def with_lora(graph, *loras, model=NAME, **sampler):
     """The graph with VGT Load LoRA for each (file or node, strength), in a row, before its sampler."""
     source = "load"
     for index, (lora, strength) in enumerate(loras):
@@ -75,7 +75,7 @@ def random_lora(model, rank=4, seed=5):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return vgt.load(ROOT / "models" / TINY)
+    return vgt.load(PATH)
 
 
 @pytest.fixture(scope="module")
@@ -160,28 +160,28 @@ def test_other_kinds_load_as_they_are_defined(host, intern, kind):
 
 
 def test_strength_0_is_the_model_itself_and_the_model_stays(host, lora):
-    before = run_latent(host, with_lora(load(TINY)))
-    assert torch.equal(run_latent(host, with_lora(load(TINY), (lora.name, 0.0))), before)
-    one = run_latent(host, with_lora(load(TINY), (lora.name, 1.0)))
+    before = run_latent(host, with_lora(load(NAME)))
+    assert torch.equal(run_latent(host, with_lora(load(NAME), (lora.name, 0.0))), before)
+    one = run_latent(host, with_lora(load(NAME), (lora.name, 1.0)))
     assert not torch.equal(one, before)
-    both = run_latent(host, with_lora(load(TINY), (lora.name, 1.0), (lora.name, -1.0)))
+    both = run_latent(host, with_lora(load(NAME), (lora.name, 1.0), (lora.name, -1.0)))
     torch.testing.assert_close(both, before, rtol=0, atol=1e-3)
-    assert torch.equal(run_latent(host, with_lora(load(TINY), seed=1)), before)
+    assert torch.equal(run_latent(host, with_lora(load(NAME), seed=1)), before)
 
 
 def test_train_save_load_draw_in_one_run(host, tiny):
     """The whole way; then the saved file draws what the trained model did, and the base is as it was."""
-    before = run_latent(host, with_lora(load(TINY), seed=2))
+    before = run_latent(host, with_lora(load(NAME), seed=2))
     graph = with_lora(saved(trained()), (["train", 1], 1.0), seed=2)
     through = run_latent(host, graph)
     files = sorted((host.base / "output" / "loras").glob("trained_4_steps_*.safetensors"))
     assert files
     tensors = load_file(files[-1])
     assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if name.endswith("lora_up.weight"))
-    again = run_latent(host, with_lora(load(TINY), (files[-1].name, 1.0), seed=2))
+    again = run_latent(host, with_lora(load(NAME), (files[-1].name, 1.0), seed=2))
     assert torch.equal(again, through)
     assert not torch.equal(through, before)
-    assert torch.equal(run_latent(host, with_lora(load(TINY), seed=2, cfg=3.0)), before)
+    assert torch.equal(run_latent(host, with_lora(load(NAME), seed=2, cfg=3.0)), before)
 
 
 def test_defaults_are_those_of_the_command_line(host):
@@ -213,7 +213,7 @@ def test_cli_and_node_give_the_same_tensors(host, tmp_path):
     assert list((host.base / "output" / "loras").glob("other_4_steps_*.safetensors"))
     node_file = sorted((host.base / "output" / "loras").glob("parity_4_steps_*.safetensors"))[-1]
     config = {
-        "model": str(ROOT / "models" / TINY),
+        "model": str(PATH),
         "keep": SETTINGS["keep"].splitlines(),
         "data": {"kind": "folder", "path": str(ROOT / "pictures" / "crescent"), "size": 112},
         "lora": {"rank": 4, "alpha": 4.0, "parts": list(PARTS)},
@@ -243,14 +243,14 @@ def test_bad_input_is_one_sentence_each(host, lora, tiny, tmp_path):
     flux = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 8)}
     save_file(flux, folder / "flux.safetensors")
     (folder / "broken.safetensors").write_bytes(b"<html>404</html>")
-    assert "flux.safetensors is a LoRA of Flux and fits no layer of vgt-tiny" in sentence(
-        host, with_lora(load(TINY), ("flux.safetensors", 1.0))
+    assert "flux.safetensors is a LoRA of Flux and fits no layer of " + PATH.stem in sentence(
+        host, with_lora(load(NAME), ("flux.safetensors", 1.0))
     )
     assert "broken.safetensors cannot be read as a LoRA" in sentence(
-        host, with_lora(load(TINY), ("broken.safetensors", 1.0))
+        host, with_lora(load(NAME), ("broken.safetensors", 1.0))
     )
     other = with_lora(load(INTERN), (lora.name, 1.0))
-    assert "is a LoRA of vgt-tiny.safetensors (qwen2_5_vl), not of internvl3.safetensors" in sentence(host, other)
+    assert f"is a LoRA of {NAME} (qwen2_5_vl), not of internvl3.safetensors" in sentence(host, other)
     assert "tokenizer_only.safetensors is a tokenizer only" in sentence(host, saved(trained(model=TOKENIZER_ONLY)))
 
 
@@ -311,7 +311,7 @@ import folder_paths
 from pack.nodes.host import training
 loading.register_model_folder()
 folder_paths.add_model_folder_path("vgt", ROOT + "/models")
-model, vae = loading.load_model("vgt-tiny.safetensors", "auto")
+model, vae = loading.load_model(loading.model_names()[0], "auto")  # the bundled one
 plain = training.train
 
 def tight(*args, **settings):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import bundled
 import vgt
 from graphs import (
     ALIKE,
@@ -186,7 +187,7 @@ def test_empty_latent_of_another_model_gives_size_and_batch(host, models, width,
 def test_dynamic_sizes_and_models_appear_without_a_restart(host, models):
     options = host.object_info("VGTLoader")["input"]["required"]["model"][1]["options"]
     assert {INTERN, QWEN, TOKENIZER_ONLY} <= set(options)
-    assert options[0] == "vgt-tiny.safetensors"  # the disk first, then what would be downloaded, tokenizers last
+    assert options[0] == bundled.NAME  # the disk first, then what would be downloaded, tokenizers last
     kinds = ["tokenizer" if name.startswith("VGT-AE") else "file" if "." in name[-12:] else "hub" for name in options]
     assert kinds == sorted(kinds, key=["file", "hub", "tokenizer"].index)
 

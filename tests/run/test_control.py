@@ -225,12 +225,12 @@ def test_a_record_shows_the_run(model):
     assert sum(corner[0]) > sum(corner[1])
 
 
-def test_the_spread_is_that_of_the_draws():
-    """VGT-Tiny: the mean square distance of many draws of one token from their mean is what the record says."""
-    tiny = vgt.load(recorded.FIXTURES.parents[1] / "models" / "vgt-tiny.safetensors")
+def test_the_spread_is_that_of_the_draws(tiny):
+    """The mean square distance of many draws of one token from their mean is what the record says."""
+    model = vgt.load(tiny)
     record = vgt.RunRecord()
     settings = {"cfg": 1.0, "seed": 3, "stop_at": 1 / 16, "order_seed": 3, "flow": vgt.FlowSettings()}
-    drawn = tiny.generate(["a red circle"] * 64, record=record, **settings)
+    drawn = model.generate(["a red circle"] * 64, record=record, **settings)
     place = record.plan.groups[0][0]
     tokens = drawn.flatten(2)[:, :, place]
     found = (tokens - tokens.mean(0)).square().mean().item()

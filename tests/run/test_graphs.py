@@ -300,7 +300,7 @@ graphs.capture, graphs._lies_on_cuda, graphs.new_pool = capture, lambda *_: True
 graphs.GraphCache.idle_bytes = lambda self: 1000 * len(self._kept)
 reserve = memory.extra_reserved_memory()
 loading.register_model_folder()
-model, _ = loading.load_model("vgt-tiny.safetensors", "fp32")
+model, _ = loading.load_model(loading.model_names()[0], "fp32")  # the bundled one
 settings = dict(prompt="a red circle", negative_prompt="", width=112, height=112, batch_size=1, denoise=1.0, seed=1)
 settings |= dict(cfg=4.5, tokens_per_step=1, order="random", decoding="published", grouping="uniform")
 published = SamplingSettings(flow=PUBLISHED.flow, cfg_end=PUBLISHED.cfg_end)
