@@ -12,6 +12,7 @@ from ..families import families, family
 from ..files.checkpoint import Checkpoint, CheckpointError, load_state
 from ..files.reading import read_checkpoint
 from ..files.single_file import save_checkpoint
+from ..latent_rgb import ROWS, LatentRGB, fit
 from ..model import build_autoencoder
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
@@ -28,6 +29,8 @@ from .text import seen_words
 from .trainer import train
 
 FILE = "model.safetensors"
+FITTED = 300
+"""Pictures that the matrix for previews is fitted on."""
 
 
 def run(config: dict, out: Path, until: int | None) -> None:
@@ -97,7 +100,16 @@ def run(config: dict, out: Path, until: int | None) -> None:
         captions = None if isinstance(dataset, IterableDataset) else (caption_of(dataset, i) for i in range(count))
         words = seen_words(Path(config["base"]), captions)
         attribution = getattr(dataset, "attribution", None)
-        write_model(out / FILE, checkpoint, trained, base, recommended, words, attribution)
+        write_model(
+            out / FILE,
+            checkpoint,
+            trained,
+            base,
+            recommended,
+            vocabulary=words,
+            latent_rgb=_latent_rgb(dataset, latents),
+            attribution=attribution,
+        )
 
 
 def _recommended(table: dict) -> SamplingSettings:
@@ -110,24 +122,25 @@ def _recommended(table: dict) -> SamplingSettings:
     return settings
 
 
+def _latent_rgb(dataset, latents) -> LatentRGB | None:
+    """The matrix for previews, of some of the pictures; None where these cannot be read again, or are too few."""
+    count = min(len(latents), FITTED)
+    if isinstance(dataset, IterableDataset) or count * latents[0][0][0].numel() < ROWS:
+        return None
+    return fit((latents[index][0][None], dataset[index][0][None]) for index in range(count))
+
+
 def write_model(
     path: Path,
     autoencoder: Checkpoint,
     generator,
     base,
     recommended: SamplingSettings,
-    vocabulary: tuple[str, ...] | None = None,
-    attribution: str | None = None,
+    **about,
 ) -> None:
-    """One file with everything, in bfloat16.
-
-    vocabulary: the words that its training knew, None for more than those. attribution: see `Checkpoint`.
-    """
+    """One file with everything, in bfloat16; about: what else a `Checkpoint` may hold."""
     config = ModelConfig(base.family, autoencoder.config.autoencoder, generator.config, base.pad_token)
     tensors = {name: tensor for name, tensor in autoencoder.tensors.items() if name.startswith("autoencoder.")}
     tensors.update({f"generator.{name}": tensor.cpu() for name, tensor in generator.state_dict().items()})
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    checkpoint = Checkpoint(
-        path, config, tensors, base.tokenizer_json, recommended, vocabulary=vocabulary, attribution=attribution
-    )
-    save_checkpoint(checkpoint, path)
+    save_checkpoint(Checkpoint(path, config, tensors, base.tokenizer_json, recommended, **about), path)
