@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import vgt
+from drawn import folder as drawings_folder
 from vgt.evaluation import benchmarks, command, reconstruction, results, scenes, sweep
 from vgt.evaluation.drawing import BLOCK, batches, draw
 from vgt.run.flow import FlowSettings
@@ -287,6 +288,20 @@ def test_sweeps_results_and_curves(tmp_path, monkeypatch):
         results.read([tmp_path])
 
 
+def test_a_sweep_over_drawings(tmp_path, monkeypatch):
+    """With as many tokens a step as a picture has, and a table of its own beside that of shapes."""
+    monkeypatch.setattr(sweep, "TOKENS_PER_STEP", (1, 4, 8))
+    folder = drawings_folder(tmp_path / "drawings")
+    arguments = ["--drawings", folder, "--count", 5, "--size", 56, "--steps", 1]
+    run("sweep", FIXTURES / "internvl3", "tokens-per-step", tmp_path / "results", *arguments)
+    found = results.read([tmp_path / "results"])
+    assert {result["settings"]["tokens_per_step"] for result in found} == {1, 4}
+    assert results.lines(found, "tokens_per_step")
+    (shapes,) = [scenes.score(model(), 6, QUICK)]
+    tables = results.markdown([{"file": "shapes", **shapes}, *found]).split("\n\n")
+    assert "color_attr" in tables[0] and "background" in tables[1]
+
+
 def test_curves_become_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     found = [
@@ -301,28 +316,32 @@ def test_curves_become_a_png(tmp_path):
         results.plot(found, "seed", tmp_path / "curve.png")
 
 
-def test_the_commands(tmp_path, capsys):
+def run(*arguments):
+    """A command of `evaluate`."""
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
+    command.run(parser.parse_args([str(argument) for argument in arguments]))
 
-    def run(*arguments):
-        command.run(parser.parse_args([str(argument) for argument in arguments]))
+
+def test_the_commands(tmp_path, capsys):
+    def told_by(*arguments):
+        run(*arguments)
         return capsys.readouterr().out
 
     checkpoint, out = FIXTURES / "internvl3", tmp_path / "scenes.json"
-    told = run("scenes", checkpoint, "--count", 6, "--size", 56, "--steps", 2, "--label", "random", "--json", out)
+    told = told_by("scenes", checkpoint, "--count", 6, "--size", 56, "--steps", 2, "--label", "random", "--json", out)
     assert "| single_object |" in told and json.loads(out.read_text())["label"] == "random"
-    assert "random" in run("results", out)
+    assert "random" in told_by("results", out)
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts/a.txt").write_text("a star")
-    told = run("dpg", checkpoint, tmp_path / "prompts", tmp_path / "drawn", "--size", 56, "--steps", 2)
+    told = told_by("dpg", checkpoint, tmp_path / "prompts", tmp_path / "drawn", "--size", 56, "--steps", 2)
     assert "--resolution 56" in told and (tmp_path / "drawn/a.png").exists()
     (tmp_path / "meta_data.json").write_text('{"a": {"category": "art", "prompt": "a star"}}')
-    told = run("mjhq", checkpoint, tmp_path / "meta_data.json", tmp_path / "mjhq", "--size", 56, "--steps", 2)
+    told = told_by("mjhq", checkpoint, tmp_path / "meta_data.json", tmp_path / "mjhq", "--size", 56, "--steps", 2)
     assert "compute_fid" in told and (tmp_path / "mjhq/art/a.png").exists()
     (tmp_path / "OneIG-Bench.csv").write_text("category,id,prompt_en\nPortrait,000,a star\n")
-    told = run("oneig", checkpoint, tmp_path / "OneIG-Bench.csv", tmp_path / "images", "--size", 56, "--steps", 2)
+    told = told_by("oneig", checkpoint, tmp_path / "OneIG-Bench.csv", tmp_path / "images", "--size", 56, "--steps", 2)
     assert "2,2" in told and (tmp_path / "images/human/internvl3/000.webp").exists()
     pytest.importorskip("torchmetrics")
-    told = run("reconstruction", checkpoint, "--scenes", 3, "--size", 112)
+    told = told_by("reconstruction", checkpoint, "--scenes", 3, "--size", 112)
     assert "PSNR" in told and "not measured" in told

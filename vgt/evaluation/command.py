@@ -88,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sweep.add_argument("folder", type=Path, help="where the results go; what is there is kept")
     sweep.add_argument("--count", type=int, default=300, help="prompts a setting")
     sweep.add_argument("--label", default=None, help="the name of the curve")
+    sweep.add_argument("--drawings", type=Path, default=None, help="prompts of this folder of drawings, not of shapes")
     _add_drawing(sweep)
     sweep.set_defaults(score=_sweep)
 
@@ -183,6 +184,19 @@ def _scenes(options) -> None:
     _finish(options, result)
 
 
+def _drawings_score(folder: Path):
+    """The score of drawings; what describes them all is kept from one to the next."""
+    from ..scenes.drawings import Drawings
+    from ..scenes.recogniser import Recogniser
+    from .drawn_scenes import score
+
+    drawings = Drawings(folder)
+    recogniser = Recogniser(drawings)
+    return lambda model, count, settings, batch: score(
+        model, drawings, count, settings, batch=batch, recogniser=recogniser
+    )
+
+
 def _lesson(options) -> None:
     from .lessons import score
 
@@ -271,7 +285,8 @@ def _sweep(options) -> None:
 
     model = _load(options)
     settings = _settings(options, model)
-    sweep(model, options.setting, options.folder, options.count, settings, options.label, options.batch)
+    how = {} if options.drawings is None else {"score": _drawings_score(options.drawings)}
+    sweep(model, options.setting, options.folder, options.count, settings, options.label, options.batch, **how)
 
 
 def _frontier(options) -> None:

@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..scenes.world import CATEGORIES
-
 AXES = {
     "tokens_per_step": "tokens a step",
     "steps": "flow steps",
@@ -16,6 +14,8 @@ AXES = {
     "training_step": "training step",
 }
 """What a curve may be drawn against, and its name."""
+DRAWN = ("scenes", "drawings")
+"""Kinds of results that prompts were drawn for."""
 
 
 def read(paths: Sequence[Path]) -> list[dict]:
@@ -27,7 +27,7 @@ def read(paths: Sequence[Path]) -> list[dict]:
             result = json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} is not a result: {error}.") from error
-        if not isinstance(result, dict) or result.get("kind") not in ("scenes", "reconstruction"):
+        if not isinstance(result, dict) or result.get("kind") not in (*DRAWN, "reconstruction"):
             raise ValueError(f"{file} is not a result of `evaluate scenes` or `evaluate reconstruction`.")
         results.append({"file": file.stem, **result})
     if not results:
@@ -36,33 +36,26 @@ def read(paths: Sequence[Path]) -> list[dict]:
 
 
 def markdown(results: Sequence[dict]) -> str:
-    """Tables of the scenes and of the reconstruction results, a result a row."""
+    """Tables of the results, a result a row: those on shapes, on drawings, and of reconstruction."""
     parts = []
-    scenes = [result for result in results if result["kind"] == "scenes"]
-    if scenes:
-        heads = [
-            "result",
-            "tokens a step",
-            "decoding",
-            "groups",
-            "flow steps",
-            "cfg",
-            "pictures",
-            *CATEGORIES,
-            "overall",
-        ]
+    for kind in DRAWN:
+        drawn = [result for result in results if result["kind"] == kind]
+        if not drawn:
+            continue
+        categories = list(drawn[0]["categories"])
+        heads = ["result", "tokens a step", "decoding", "groups", "flow steps", "cfg", "pictures"]
         keys = ("tokens_per_step", "decoding", "grouping", "steps", "cfg")
         rows = [
             [
                 _name(result),
                 *(result["settings"][key] for key in keys),
                 result["count"],
-                *(f"{result['categories'][category]['score']:.2f}" for category in CATEGORIES),
+                *(f"{result['categories'][category]['score']:.2f}" for category in categories),
                 f"**{result['score']:.3f}**",
             ]
-            for result in scenes
+            for result in drawn
         ]
-        parts.append(table(heads, rows))
+        parts.append(table([*heads, *categories, "overall"], rows))
     reconstructions = [result for result in results if result["kind"] == "reconstruction"]
     if reconstructions:
         rows = [
@@ -85,7 +78,7 @@ def _name(result: dict) -> str:
 
 
 def plot(results: Sequence[dict], axis: str, path: Path) -> None:
-    """Draw the overall scenes score against `axis` (see AXES) as a PNG, one curve a decoding, grouping and label.
+    """Draw the overall score against `axis` (see AXES) as a PNG, one curve a decoding, grouping and label.
 
     Raises ValueError when no result has that axis, or matplotlib is missing.
     """
@@ -107,7 +100,7 @@ def plot(results: Sequence[dict], axis: str, path: Path) -> None:
         ticks = sorted({x for points in curves.values() for x, _ in points})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel(AXES[axis])
-    axes.set_ylabel("scenes score")
+    axes.set_ylabel("score")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -120,10 +113,8 @@ def plot(results: Sequence[dict], axis: str, path: Path) -> None:
 def lines(results: Sequence[dict], axis: str) -> dict[str, list[tuple[float, float]]]:
     """The curves: name → [(axis, score)], sorted. At one token a step a uniform result serves growing groups too."""
     curves = defaultdict(dict)
-    varied = {
-        key: len({result["settings"][key] for result in _scenes(results)}) > 1 for key in ("decoding", "grouping")
-    }
-    for result in _scenes(results):
+    varied = {key: len({result["settings"][key] for result in _drawn(results)}) > 1 for key in ("decoding", "grouping")}
+    for result in _drawn(results):
         settings = result["settings"]
         x = result.get(axis) if axis == "training_step" else settings[axis]
         if x is None:
@@ -138,8 +129,8 @@ def lines(results: Sequence[dict], axis: str) -> dict[str, list[tuple[float, flo
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 
-def _scenes(results: Sequence[dict]) -> list[dict]:
-    return [result for result in results if result["kind"] == "scenes"]
+def _drawn(results: Sequence[dict]) -> list[dict]:
+    return [result for result in results if result["kind"] in DRAWN]
 
 
 def table(heads: Sequence, rows: Sequence[Sequence]) -> str:

@@ -1,4 +1,4 @@
-"""Sweeps a setting: the scenes score against tokens a step, flow steps or guidance, a result file a value."""
+"""Sweeps a setting: the score of scenes against tokens a step, flow steps or guidance, a result file a value."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..sampling import SamplingSettings
+from . import scenes
 from .drawing import BATCH, weights_of, write_whole
-from .scenes import score
 
-TOKENS_PER_STEP = (1, 2, 4, 8, 16)
+TOKENS_PER_STEP = (1, 2, 4, 8, 16, 32, 64)
+"""As far as a picture has so many."""
 FLOW_STEPS = (5, 10, 20, 30, 50, 100)
 CFG = (1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0)
 
@@ -47,14 +48,25 @@ SWEEPS: dict[str, Callable[[SamplingSettings], dict[str, SamplingSettings]]] = {
 
 
 def run(
-    model, sweep: str, folder: Path, count: int, base: SamplingSettings, label: str | None = None, batch: int = BATCH
+    model,
+    sweep: str,
+    folder: Path,
+    count: int,
+    base: SamplingSettings,
+    label: str | None = None,
+    batch: int = BATCH,
+    score: Callable[..., dict] = scenes.score,
 ) -> None:
     """Write `folder`/NAME.json for every setting of a sweep; those that are there already are not drawn again.
 
-    Raises ValueError when one of these is of another model, count or setting.
+    score: takes (model, count, settings, batch=). Raises ValueError when one of these is of another model, count or
+    setting.
     """
     weights = weights_of(model)
+    tokens = base.height * base.width // model.config.token_pixels**2
     for name, settings in SWEEPS[sweep](base).items():
+        if settings.tokens_per_step > tokens:
+            continue
         path = folder / f"{name}.json"
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
