@@ -22,7 +22,7 @@ PICTURES = {
     "VGT-4-outpaint": [SQUARE],
     "VGT-5-variations": [SQUARE] * 3,
     "VGT-2-parallel-decoding": [SQUARE] * 3,
-    "VGT-7-latent-tools": [SQUARE, (224, 112)],
+    "VGT-7-latent-tools": [SQUARE, (2 * SIDE, SIDE)],
     "VGT-8-train-lora": [SQUARE],
     "VGT-8-use-lora": [SQUARE],
     "VGT-7-regions": [SQUARE],

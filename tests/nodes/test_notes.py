@@ -4,15 +4,16 @@ import shutil
 
 import pytest
 
+from bundled import PATH, SIDE
 from graphs import FLOW, draw, encoded, load, node, repaint, run_latent, save_latent
 
-TINY = "tiny.safetensors"
+BUNDLED = "bundled.safetensors"
 
 
 @pytest.fixture(scope="module")
-def tiny_model(host, models, tiny):
-    shutil.copy(tiny, models / TINY)
-    return TINY
+def bundled_model(host, models):
+    shutil.copy(PATH, models / BUNDLED)
+    return BUNDLED
 
 
 def texts(host, graph, node_id="draw"):
@@ -28,29 +29,30 @@ def plain(model, **sampler):
     return save_latent({"load": node("VGTLoader", model=model), "draw": node("VGTARSampler", **sampler)})
 
 
-def test_words_never_seen_are_named_under_the_node_and_in_the_log(host, tiny_model):
-    assert texts(host, plain(tiny_model, prompt="A cat on TOP of a blue square")) == ["never seen: cat"]
-    assert "VGT: never seen: cat" in host.log()
+def test_words_never_seen_are_named_under_the_node_and_in_the_log(host, bundled_model):
+    assert texts(host, plain(bundled_model, prompt="A gryphon ABOVE a blue square")) == ["never seen: gryphon"]
+    assert "VGT: never seen: gryphon" in host.log()
     # The next run has nothing to say, and takes away what stands there.
-    assert texts(host, plain(tiny_model, prompt="A RED disk above a blue square")) == [" "]
-    assert texts(host, plain(tiny_model, prompt="a red circle on white")) == []
+    assert texts(host, plain(bundled_model, prompt="A RED circle above a blue square")) == [" "]
+    assert texts(host, plain(bundled_model, prompt="a red circle on white")) == []
 
 
 def test_a_model_that_names_no_words_says_nothing(host, models):
-    assert texts(host, save_latent(draw(prompt="a cat", flow={"steps": 20}))) == []
+    assert texts(host, save_latent(draw(prompt="a gryphon", flow={"steps": 20}))) == []
 
 
-def test_prompts_may_leave_out_what_has_a_default(host, tiny_model):
+def test_prompts_may_leave_out_what_has_a_default(host, bundled_model):
     """Only model and prompt are asked for; the rest is as typed in full."""
     full = {"width": 0, "height": 0, "batch_size": 1, "cfg": 0.0, "tokens_per_step": 0, "order": "random"}
     full |= {"decoding": "published", "grouping": "uniform", "denoise": 1.0, "negative_prompt": "", "previews": True}
-    short = {**load(tiny_model, "fp32"), "draw": node("VGTARSampler", model=["load", 0], prompt="a red star", seed=5)}
+    loaded = load(bundled_model, "fp32")
+    short = {**loaded, "draw": node("VGTARSampler", model=["load", 0], prompt="a red star", seed=5)}
     long = {
-        **load(tiny_model, "fp32"),
+        **loaded,
         "draw": node("VGTARSampler", model=["load", 0], prompt="a red star", seed=5, **full),
     }
     one, other = run_latent(host, short), run_latent(host, long)
-    assert one.shape == (1, 32, 4, 4)
+    assert one.shape == (1, 32, SIDE // 28, SIDE // 28)
     assert (one == other).all()
 
 

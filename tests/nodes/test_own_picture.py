@@ -6,21 +6,22 @@ import pytest
 import torch
 from PIL import Image
 
+from bundled import PATH, SIDE
 from graphs import fails, node, run_latent, save_latent
 
-TINY = "tiny.safetensors"
+BUNDLED = "bundled.safetensors"
 
 
 @pytest.fixture(scope="module")
-def camera(host, models, tiny):
+def camera(host, models):
     """Loader and a picture of 640x480: {"load", "photo", "mask"}."""
-    shutil.copy(tiny, models / TINY)
+    shutil.copy(PATH, models / BUNDLED)
     pixels = torch.randint(0, 256, (480, 640, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     path = models / "camera.png"
     Image.fromarray(pixels.numpy()).save(path)
     name = host.upload_image(path)
     path.unlink()
-    return {"load": node("VGTLoader", model=TINY), "photo": node("LoadImage", image=name)}
+    return {"load": node("VGTLoader", model=BUNDLED), "photo": node("LoadImage", image=name)}
 
 
 def encode(camera, fit):
@@ -35,13 +36,14 @@ def test_model_size_is_what_the_model_draws(host, camera):
     graph["masked"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["upper", 0])
     graph["draw"] = node("VGTARSampler", model=["load", 0], prompt="a red circle", latent=["masked", 0], seed=1)
     before, after = run_latent(host, graph, "encode", "draw")
-    assert before.shape == after.shape == (1, 32, 3, 4)  # 112x84
+    assert before.shape == after.shape == (1, 32, SIDE * 3 // 4 // 28, SIDE // 28)
     changed = (before != after).any(1)[0]
-    assert changed[0].all() and not changed[2].any()
+    assert changed[0].all() and not changed[-1].any()
 
 
 def test_a_picture_too_large_is_told_the_remedy(host, camera):
     graph = encode(camera, "crop")
     graph["draw"] = node("VGTARSampler", model=["load", 0], prompt="a red circle", latent=["encode", 0], denoise=0.5)
     error = fails(host, save_latent(graph))
-    assert "616x476 pixels; this model draws at most 112x112, so choose fit 'model size' in VGT Encode" in str(error)
+    told = f"616x476 pixels; this model draws at most {SIDE}x{SIDE}, so choose fit 'model size' in VGT Encode"
+    assert told in str(error)

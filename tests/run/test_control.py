@@ -5,6 +5,7 @@ import torch
 
 import recorded
 import vgt
+from bundled import SIDE
 from vgt import Change, Region
 from vgt.run.control import cfg_scales, prompt_mixes
 from vgt.run.order import ORDERS, draw_order
@@ -229,7 +230,7 @@ def test_the_spread_is_that_of_the_draws(tiny):
     """The mean square distance of many draws of one token from their mean is what the record says."""
     model = vgt.load(tiny)
     record = vgt.RunRecord()
-    settings = {"cfg": 1.0, "seed": 3, "stop_at": 1 / 16, "order_seed": 3, "flow": vgt.FlowSettings()}
+    settings = {"cfg": 1.0, "seed": 3, "stop_at": (28 / SIDE) ** 2, "order_seed": 3, "flow": vgt.FlowSettings()}
     drawn = model.generate(["a red circle"] * 64, record=record, **settings)
     place = record.plan.groups[0][0]
     tokens = drawn.flatten(2)[:, :, place]

@@ -11,6 +11,7 @@ import shutil
 import pytest
 
 import workflows
+from bundled import SIDE
 from host import ROOT
 from hub_server import HubServer, published_repositories
 from interface import LONG, NODES, shown, visited_host
@@ -374,14 +375,14 @@ def test_an_invalid_value_is_named_in_a_dialog_and_its_node_is_marked(interface)
     assert all("400 (Bad Request)" in line or "PromptExecutionError" in line for line in interface.complaints)
 
     interface.complaints.clear()
-    interface.set("VGTARSampler", cfg=4.5, width=224)  # refused by the node
+    interface.set("VGTARSampler", cfg=4.5, width=2 * SIDE)  # refused by the node
     interface.run()
-    assert "The size is 224x112; this model draws at most 112x112." in interface.dialog()
+    assert f"The size is {2 * SIDE}x{SIDE}; this model draws at most {SIDE}x{SIDE}." in interface.dialog()
     assert interface.page.evaluate("app.lastExecutionError.node_id") == str(sampler)
     interface.screenshot("error_in_the_node")
     interface.page.keyboard.press("Escape")
 
-    interface.set("VGTARSampler", width=112)
+    interface.set("VGTARSampler", width=SIDE)
     interface.run()
     assert len(interface.pictures()) == 1
     assert interface.complaints == []

@@ -72,12 +72,12 @@ def test_four_nodes_by_hand_with_all_defaults_draw(interface, renderer):
 @pytest.mark.parametrize("renderer", ["classic", "nodes_2"])
 def test_what_is_worth_knowing_stands_under_the_sampler(interface, renderer):
     """Words that the model has never seen, and a value that means trouble."""
-    said = ["never seen: cat", "cfg 20 is above all that was tried"]
+    said = ["never seen: gryphon", "cfg 20 is above all that was tried"]
     with interface.renderer(renderer):
         place_four_nodes(interface)
         interface.set("VGTLoader", model="words.safetensors")
         seed = 7 if renderer == "classic" else 8  # what the host has drawn before it does not run again
-        interface.set("VGTARSampler", prompt="A Cat on top of a BLUE square", cfg=20, seed=seed)
+        interface.set("VGTARSampler", prompt="A Gryphon on top of a BLUE square", cfg=20, seed=seed)
         interface.run()
         outputs(interface)
         for text in said:
@@ -175,7 +175,7 @@ def test_the_branch_for_a_picture_of_ones_own_is_switched_on_by_its_title(interf
     page.wait_for_timeout(500)
     interface.screenshot("first_own_picture")
     interface.run()
-    assert [picture.size for picture in outputs(interface)] == [(112, 112)] * 2
+    assert [picture.size for picture in outputs(interface)] == [workflows.SQUARE] * 2
 
 
 def test_a_walk_through_the_first_ten_minutes(interface):
@@ -202,10 +202,10 @@ def test_a_walk_through_the_first_ten_minutes(interface):
     interface.drop("mine.png", file.read_bytes())
     interface.wait_for_graph(sent)
     interface.screenshot("walk_5_dropped_picture")
-    interface.set("VGTARSampler", prompt="a cat")
+    interface.set("VGTARSampler", prompt="a gryphon")
     interface.run()
     outputs(interface)
-    page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: cat')")
+    page.wait_for_function(f"() => ({TEXT})()?.includes('never seen: gryphon')")
     interface.screenshot("walk_6_never_seen")
     assert interface.missing() == []
 
