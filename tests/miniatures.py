@@ -46,7 +46,7 @@ def generator(base, tokenizer, **changes):
         "autoencoder": str(tokenizer / autoencoder_command.FILE),
         "data": {**SCENES, "count": 32},
         "generator": {"query_grid": 4, "flow_head": {"width": 32, "depth": 2}},
-        "objective": {"caption": 0.1, "repa": 0.1, "openings": [0, 2], "places": 2, "busy": 0.5},
+        "objective": {"caption": 0.1, "repa": 0.1, "openings": [0, 2]},
         "training": training(ema=0.9, **changes),
     }
 

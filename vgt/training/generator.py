@@ -14,7 +14,6 @@ from ..run.generation import Generator, generate
 from ..sampling import SamplingSettings
 from .build import seeded
 from .captioning import Captioner, caption_loss
-from .places import draw_places
 from .sequence import in_steps, next_states, query_states
 from .settings import Settings
 from .sheet import save_sheet
@@ -42,34 +41,8 @@ class Objective:
     left: the first few tokens decide what the rest follows."""
     places: int | None = None
     """How many of those places such a step learns, drawn by lot: more pictures for the same work. None: all."""
-    busy: float | None = None
-    """Share of these places that is drawn among the busy ones, where a picture changes most; what is drawn less often
-    counts more, so that the loss expected is the same. None: all places alike."""
     language_rate: float = 1.0
     """The language model's learning rate, as a multiple of that of the new parts."""
-
-
-@dataclass
-class Prediction:
-    """What the generator says of n places of B pictures at some noise levels: rows of draws * B * n."""
-
-    said: Tensor
-    """The velocity it says, float32 [rows, 32]."""
-    velocity: Tensor
-    """That of the flow, [rows, 32]."""
-    counts: Tensor | None
-    """How much each row counts, [rows]; None: all alike."""
-    places: Tensor
-    """The places asked for, int64 [B, n]."""
-    rank: list[int]
-    """The order in which the pictures were taken."""
-
-    def loss(self, wanted: Tensor | None = None) -> Tensor:
-        """The mean square distance from `wanted`, by default the flow's velocity."""
-        wanted = self.velocity if wanted is None else wanted
-        if self.counts is None:
-            return F.mse_loss(self.said, wanted)
-        return ((self.said - wanted).square().mean(1) * self.counts).mean()
 
 
 def flow_matching(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,14 +117,13 @@ class GeneratorStage(Stage):
         grid = tuple(latents.shape[2:])
         half = []
         hook = self._tap(half) if objective.repa else None
-        predicted = self.predict(latents, captions, rng, objective.drop_prompt)
-        losses = {"flow": predicted.loss()}
+        predicted, velocity, order, rank = self.predict(latents, captions, rng, objective.drop_prompt)
+        losses = {"flow": F.mse_loss(predicted, velocity)}
         loss = losses["flow"]
-        places, rank = predicted.places, predicted.rank
-        features, captions = features.to(places.device)[rank], [captions[index] for index in rank]
+        features, captions = features.to(order.device)[rank], [captions[index] for index in rank]
         if hook is not None:
             hook.remove()
-            wanted = torch.take_along_dim(features, places[..., None], 1).flatten(0, 1)
+            wanted = torch.take_along_dim(features, order[..., None], 1).flatten(0, 1)
             likeness = F.cosine_similarity(self.auxiliary(half[0]), wanted.repeat(objective.draws, 1), dim=-1)
             losses["repa"] = 1 - likeness.float().mean()
             loss = loss + objective.repa * losses["repa"]
@@ -162,16 +134,20 @@ class GeneratorStage(Stage):
             loss = loss + objective.caption * losses["caption"]
         return loss, losses
 
-    def predict(self, latents: Tensor, captions: list[str], rng: torch.Generator, drop_prompt: float) -> Prediction:
+    def predict(
+        self, latents: Tensor, captions: list[str], rng: torch.Generator, drop_prompt: float
+    ) -> tuple[Tensor, Tensor, Tensor, list]:
         """Latents [B, 32, h, w] at noise levels, a share of the prompts dropped, in an order of tokens, all drawn from
         `rng`.
+
+        Returns the velocity that the generator says and that of the flow, each float32 [draws * B * n, 32]; the places
+        of the n tokens that were asked for, int64 [B, n]; and the order in which the rows were taken.
         """
         objective, generator = self.objective, self.generator
         generator.language_model.checkpointing = self.checkpointing
         device = next(generator.parameters()).device
         grid = tuple(latents.shape[2:])
-        pictures = latents.to(device)
-        latents = pictures.flatten(2).transpose(1, 2)
+        latents = latents.to(device).flatten(2).transpose(1, 2)
         rows, tokens = latents.shape[:2]
 
         # The tokenizer lists conditional rows first, so the batch is put in that order too.
@@ -181,17 +157,10 @@ class GeneratorStage(Stage):
         kept = rows - int(dropped.sum())
         text = in_steps(self.tokenizer(captions[:kept], [None] * (rows - kept)))
         order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
-        counts = None
         if self.drawn is None:
             hidden = query_states(generator, text, self.tokenizer.image_start, latents, order, grid)
         else:
-            known, order = order[:, : self.drawn], order[:, self.drawn :]
-            places = min(objective.places or tokens, order.shape[1])
-            if objective.busy is not None and places < order.shape[1]:
-                lots = torch.rand(rows, tokens, generator=rng).to(device).scatter(1, known, 2.0)
-                order, counts = draw_places(pictures[rank], places, objective.busy, lots)
-                counts = counts.flatten().repeat(objective.draws)
-            order = torch.cat((known, order[:, :places]), 1)
+            order = order[:, : self.drawn + (objective.places or tokens)]
             hidden = next_states(generator, text, self.tokenizer.image_start, latents, order, self.drawn, grid)
             order = order[:, self.drawn :]
 
@@ -200,7 +169,7 @@ class GeneratorStage(Stage):
         noise = torch.randn(x.shape, generator=rng).to(x)
         t = draw_times(len(x), objective.shift, rng).to(x)
         x_t, velocity = flow_matching(x, noise, t)
-        return Prediction(generator.flow_head(x_t, t, condition).float(), velocity, counts, order, rank)
+        return generator.flow_head(x_t, t, condition).float(), velocity, order, rank
 
     def _tap(self, into: list):
         blocks = self.generator.flow_head.blocks

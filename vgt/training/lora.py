@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -170,12 +171,13 @@ class LoraStage(GeneratorStage):
 
     def _loss(self, latents: Tensor, captions: list[str], rng: torch.Generator, keep: bool) -> Tensor:
         if not keep:
-            return self.predict(latents, captions, rng, 0.0).loss()
+            predicted, wanted, _, _ = self.predict(latents, captions, rng, 0.0)
+            return F.mse_loss(predicted, wanted)
         state = rng.get_state()
         with torch.no_grad(), self.trained.silent():
-            wanted = self.predict(latents, captions, rng, self.objective.drop_prompt).said
+            wanted = self.predict(latents, captions, rng, self.objective.drop_prompt)[0]
         rng.set_state(state)
-        return self.predict(latents, captions, rng, self.objective.drop_prompt).loss(wanted)
+        return F.mse_loss(self.predict(latents, captions, rng, self.objective.drop_prompt)[0], wanted)
 
     def review(self, averaged, folder, step):
         if self.review_with is None:
