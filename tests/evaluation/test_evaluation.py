@@ -292,12 +292,14 @@ def test_a_sweep_over_drawings(tmp_path, monkeypatch):
     """With as many tokens a step as a picture has, and a table of its own beside that of shapes."""
     monkeypatch.setattr(sweep, "TOKENS_PER_STEP", (1, 4, 8))
     folder = drawings_folder(tmp_path / "drawings")
-    arguments = ["--drawings", folder, "--count", 5, "--size", 56, "--steps", 1]
+    arguments = ["--drawings", folder, "--count", 6, "--size", 56, "--steps", 1]
     run("sweep", FIXTURES / "internvl3", "tokens-per-step", tmp_path / "results", *arguments)
     found = results.read([tmp_path / "results"])
     assert {result["settings"]["tokens_per_step"] for result in found} == {1, 4}
     assert results.lines(found, "tokens_per_step")
-    (shapes,) = [scenes.score(model(), 6, QUICK)]
+    with pytest.raises(ValueError, match="another model, count or setting"):
+        run("sweep", FIXTURES / "internvl3", "tokens-per-step", tmp_path / "results", *arguments[2:])
+    shapes = scenes.score(model(), 6, QUICK)
     tables = results.markdown([{"file": "shapes", **shapes}, *found]).split("\n\n")
     assert "color_attr" in tables[0] and "background" in tables[1]
 

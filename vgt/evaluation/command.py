@@ -184,19 +184,6 @@ def _scenes(options) -> None:
     _finish(options, result)
 
 
-def _drawings_score(folder: Path):
-    """The score of drawings; what describes them all is kept from one to the next."""
-    from ..scenes.drawings import Drawings
-    from ..scenes.recogniser import Recogniser
-    from .drawn_scenes import score
-
-    drawings = Drawings(folder)
-    recogniser = Recogniser(drawings)
-    return lambda model, count, settings, batch: score(
-        model, drawings, count, settings, batch=batch, recogniser=recogniser
-    )
-
-
 def _lesson(options) -> None:
     from .lessons import score
 
@@ -281,12 +268,14 @@ def _oneig(options) -> None:
 
 
 def _sweep(options) -> None:
+    from ..scenes.drawings import Drawings
+    from ..scenes.recogniser import Recogniser
     from .sweep import run as sweep
 
     model = _load(options)
     settings = _settings(options, model)
-    how = {} if options.drawings is None else {"score": _drawings_score(options.drawings)}
-    sweep(model, options.setting, options.folder, options.count, settings, options.label, options.batch, **how)
+    recogniser = options.drawings and Recogniser(Drawings(options.drawings))
+    sweep(model, options.setting, options.folder, options.count, settings, options.label, options.batch, recogniser)
 
 
 def _frontier(options) -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..sampling import SamplingSettings
-from . import scenes
+from ..scenes.recogniser import Recogniser
+from . import drawn_scenes, scenes
 from .drawing import BATCH, weights_of, write_whole
 
 TOKENS_PER_STEP = (1, 2, 4, 8, 16, 32, 64)
@@ -55,13 +56,14 @@ def run(
     base: SamplingSettings,
     label: str | None = None,
     batch: int = BATCH,
-    score: Callable[..., dict] = scenes.score,
+    recogniser: Recogniser | None = None,
 ) -> None:
     """Write `folder`/NAME.json for every setting of a sweep; those that are there already are not drawn again.
 
-    score: takes (model, count, settings, batch=). Raises ValueError when one of these is of another model, count or
-    setting.
+    recogniser: of drawings, which are then asked for; None asks for shapes. Raises ValueError when one of these is of
+    another model, count, setting or world.
     """
+    kind = "scenes" if recogniser is None else "drawings"
     weights = weights_of(model)
     tokens = base.height * base.width // model.config.token_pixels**2
     for name, settings in SWEEPS[sweep](base).items():
@@ -70,12 +72,16 @@ def run(
         path = folder / f"{name}.json"
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            wanted = weights, count, {**settings.to_dict(), "batch": batch}
-            if (found.get("weights"), found["count"], found["settings"]) != wanted:
+            wanted = kind, weights, count, {**settings.to_dict(), "batch": batch}
+            if (found["kind"], found.get("weights"), found["count"], found["settings"]) != wanted:
                 raise ValueError(f"{path} is the result of another model, count or setting; choose another folder.")
             print(f"{path}: kept")
             continue
-        result = {"label": label, "weights": weights, **score(model, count, settings, batch=batch)}
+        if recogniser is None:
+            result = scenes.score(model, count, settings, batch=batch)
+        else:
+            result = drawn_scenes.score(model, recogniser.drawings, count, settings, batch=batch, recogniser=recogniser)
+        result = {"label": label, "weights": weights, **result}
         write(result, path)
         print(f"{path}: {result['score']:.3f}")
 
