@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -44,6 +46,8 @@ _COUNTED = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities",
 _ONE_WAY = ("Symbols",)
 # Words of a drawing that its mirror image would belie.
 _SIDED = ("left", "right", "clock", "pointing", "hand", "sign", "book", "watch", "calendar", "page", "moon", "button")
+ALONE, TOGETHER = 0.74, 0.40
+"""Of the picture's side: the size of a drawing alone, and of one that stands beside another."""
 _HELD_OUT = 8
 """One in so many combinations is held out."""
 
@@ -198,7 +202,7 @@ def _alone(size: str | None, place: str | None, rng, free: bool) -> tuple[float,
         side = rng.uniform(0.35, 0.9)
         room = 0.48 - side / 2
         return side, 0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room)
-    side = {None: 0.74, "small": 0.38, "large": 0.92}[size] * rng.uniform(0.97, 1.03)
+    side = {None: ALONE, "small": 0.38, "large": 0.92}[size] * rng.uniform(0.97, 1.03)
     dx = dy = 0.0
     if place:
         side = 0.42 * rng.uniform(0.95, 1.05)
@@ -216,7 +220,7 @@ def _together(count: int, relation: str | None, rng) -> list[tuple[float, float,
     if count == 2:
         dx, dy = RELATIONS[relation or rng.choice(("left of", "left of", "above"))]
         return [
-            (0.40 * rng.uniform(0.96, 1), about(0.5 + s * 0.245 * dx), about(0.5 + s * 0.245 * dy)) for s in (1, -1)
+            (TOGETHER * rng.uniform(0.96, 1), about(0.5 + s * 0.245 * dx), about(0.5 + s * 0.245 * dy)) for s in (1, -1)
         ]
     near, far = 0.26, 0.74
     centres = (
@@ -260,6 +264,27 @@ class DrawingsDataset(Dataset):
         self.attribution = self.drawings.attribution
         self.size, self.seed, self.split, self.length = size, seed, split, length
         self.shapes, self.free = shapes, free
+
+    def things(self) -> Iterator[tuple[list[str], Tensor]]:
+        """Each name: captions that say it, and its pictures, float32 [4, 3, size, size]: both sets, large and small.
+
+        A name that one of the sets lacks has the other's twice.
+        """
+        rows = {name: {} for name in dict.fromkeys(drawing.name for drawing in self.drawings.all)}
+        for drawing in self.drawings.all:
+            rows[drawing.name][drawing.style] = drawing
+        for name, found in rows.items():
+            rng = random.Random(f"thing {name}")
+            some = [found.get(style) or next(iter(found.values())) for style in self.drawings.styles]
+            counts = (1,) * 12 + (2, 3, 4) * (2 * some[0].countable)
+            asked = [Request("drawing", (Item(name, None, count),), None, None) for count in counts]
+            scenes = [
+                DrawnScene("white", (Placed(drawing.row, side, 0.5, 0.5),), asked[0])
+                for side in (ALONE, TOGETHER)
+                for drawing in some
+            ]
+            pictures = [to_pixels(render(self.drawings, scene, self.size)) for scene in scenes]
+            yield [describe(request, rng) for request in asked], torch.stack(pictures)
 
     def __len__(self) -> int:
         return self.length

@@ -16,6 +16,7 @@ from ..latent_rgb import ROWS, LatentRGB, fit
 from ..model import build_autoencoder
 from ..prompt import PromptTokenizer
 from ..sampling import SamplingSettings
+from .autoencoder import latent_of
 from .base_model import load_base
 from .build import new_generator
 from .captioning import Captioner
@@ -23,7 +24,9 @@ from .command import check_whole, read_settings, read_table, require
 from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
 from .latents import cached_latents
+from .looks import components, give_looks, word_looks
 from .processes import rank_and_world
+from .run_state import CHECKPOINT
 from .settings import TrainingError
 from .text import seen_words
 from .trainer import train
@@ -38,7 +41,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
 
     The table [recommended] says how the model is to be drawn where nobody says otherwise (sampling.SamplingSettings);
     its size is that of the data. Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a
-    whole model to go on from.
+    whole model to go on from. generator.looks, of a base whose data lists its things (drawings): how many numbers of a
+    name's embedding begin as the look of what it names.
     """
     settings = read_settings(config)
     require(config, "base", "autoencoder", "data.size", "generator.query_grid", "generator.flow_head")
@@ -55,6 +59,12 @@ def run(config: dict, out: Path, until: int | None) -> None:
     if checkpoint.config.family != base.family:
         raise TrainingError(f"{config['autoencoder']} is a tokenizer of {checkpoint.config.family}, not {base.family}.")
     autoencoder = build_autoencoder(checkpoint, dtype=torch.float32).to(settings.device)
+    if (looks := table.get("looks")) is not None:
+        check_whole("generator.looks", looks)
+        if "init" in config or config["data"].get("kind") != "drawings":
+            raise TrainingError("generator.looks is for a base model that learns drawings; leave it out here.")
+        if looks > base.language.width:
+            raise TrainingError(f"generator.looks is {looks}; an embedding has {base.language.width} numbers.")
     grid = table["query_grid"]
     sizes = GeneratorConfig(base.language, flow_head, tuple(grid) if isinstance(grid, list) else grid)
     generator = new_generator(sizes, base.family, settings.seed, base.token_pixels)
@@ -95,6 +105,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
     tokenizer = PromptTokenizer(base.tokenizer_json, base.pad_token, found.template_for(base.language))
     captioner = Captioner(base.tokenizer_json, found.caption, base.pad_token) if objective.caption else None
     stage = GeneratorStage(generator, tokenizer, objective, latents, settings, review, captioner)
+    if looks and not (out / CHECKPOINT).is_file():
+        _give_looks(generator, dataset, autoencoder, tokenizer, looks, settings)
     trained = train(stage, settings, out, config, until=until)
     if until is None and rank_and_world()[0] == 0:
         captions = None if isinstance(dataset, IterableDataset) else (caption_of(dataset, i) for i in range(count))
@@ -120,6 +132,23 @@ def _recommended(table: dict) -> SamplingSettings:
     if unknown := sorted(table.keys() - settings.to_dict().keys()):
         raise TrainingError(f"The [recommended] table holds the unknown {unknown[0]!r}.")
     return settings
+
+
+@torch.no_grad()
+def _give_looks(generator, dataset, autoencoder, tokenizer: PromptTokenizer, count: int, settings) -> None:
+    """Give the names of a data set's things their looks (looks.py)."""
+    captions, seen = [], []
+    for texts, pictures in dataset.things():
+        captions.append([ids[:length] for ids, length in _texts(tokenizer, texts)])
+        seen.append(latent_of(autoencoder, pictures.to(settings.device), normalised=True)[1].flatten().half().cpu())
+    words = generator.language_model.embed_tokens.weight
+    looks = word_looks(components(torch.stack(seen), count), captions, len(words))
+    words.copy_(give_looks(words.cpu(), looks, settings.seed))
+
+
+def _texts(tokenizer: PromptTokenizer, texts: list[str]):
+    tokenized = tokenizer(texts, None)
+    return zip(tokenized.ids.tolist(), tokenized.lengths)
 
 
 def _latent_rgb(dataset, latents) -> LatentRGB | None:
