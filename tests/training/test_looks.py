@@ -5,10 +5,11 @@ import torch
 
 from drawn import NAMES, folder
 from miniatures import HELD_OUT, SCENES, autoencoder, captioner, generator
+from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.scenes.drawings import DrawingsDataset
 from vgt.training import autoencoder_command, captioner_command, generator_command
-from vgt.training.base_model import load_base
-from vgt.training.looks import components, give_looks, word_looks
+from vgt.training.build import new_generator, seeded
+from vgt.training.looks import check_looks, components, give_looks, word_looks
 from vgt.training.settings import TrainingError
 
 
@@ -27,17 +28,65 @@ def test_a_things_words_add_up_to_its_components():
     assert (looks[32] == 0).all()
 
 
-def test_names_take_their_looks_and_keep_the_rest():
-    seeded = torch.Generator().manual_seed(0)
-    embedding, looks = torch.randn(9, 16, generator=seeded) / 5, torch.zeros(9, 4)
-    looks[2:5] = torch.randn(3, 4, generator=seeded)
-    changed = give_looks(embedding, looks, 1)
-    assert torch.equal(changed[[0, 1, 5, 8]], embedding[[0, 1, 5, 8]])
-    axes = torch.linalg.qr(torch.randn(16, 4, generator=torch.Generator().manual_seed(1)))[0]
-    ratio = (changed[2:5] @ axes) / looks[2:5]
-    assert torch.allclose(ratio, ratio[0, 0], atol=1e-5) and ratio[0, 0] > 0
-    others = torch.eye(16) - axes @ axes.T
-    assert torch.allclose(changed[2:5] @ others, embedding[2:5] @ others, atol=1e-6)
+def given(**language) -> tuple:
+    """A generator with looks of words 3 to 7, the looks, and the axes that they lie along."""
+    table = {"width": 64, "depth": 2, "heads": 2, "kv_heads": 2, "head_width": 16, "mlp_width": 96, "vocabulary": 40}
+    config = GeneratorConfig(LanguageModelConfig(**{**table, **language}), FlowHeadConfig(32, 1), (2, 2))
+    generator = new_generator(config, "qwen2_5_vl", 0)
+    with seeded(1), torch.no_grad():
+        for name, parameter in generator.language_model.named_parameters():
+            if "bias" in name or parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    looks = torch.zeros(40, 20)
+    looks[3:8] = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
+    give_looks(generator, looks, 1, 2)
+    axes = torch.linalg.qr(torch.randn(64, 22, generator=torch.Generator().manual_seed(2)))[0][:, :20]
+    return generator, looks, axes
+
+
+@torch.no_grad()
+def read(generator, axes, words: list[int]):
+    """What the first layer's attention brings along the axes to a query after these words."""
+    model = generator.language_model
+    query = generator.position_queries(2, 2)[1][:1]
+    x = torch.cat((model.embed_tokens.weight[words], query))[None]
+    cos, sin = model.rotary(torch.arange(x.shape[1])[None], x.dtype)
+    layer = model.layers[0]
+    return layer.self_attn(layer.input_layernorm(x), cos, sin, None, 0, None, None)[0, -1] @ axes
+
+
+def test_a_query_reads_the_sum_of_the_names_looks():
+    generator, looks, axes = given()
+    told = generator.language_model.embed_tokens.weight.detach() @ axes
+    assert torch.cosine_similarity(told[3:8], looks[3:8]).min() > 0.9999
+    one = read(generator, axes, [1, 20, 3])
+    assert torch.cosine_similarity(one, told[3], dim=0) > 0.95
+    assert one.norm().item() == pytest.approx(told[3].norm().item(), rel=0.1)
+    both = read(generator, axes, [1, 20, 3, 21, 22, 5])
+    assert torch.cosine_similarity(both, looks[3] + looks[5], dim=0) > 0.95
+    assert both.norm() > 0.8 * (told[3] + told[5]).norm()
+    assert read(generator, axes, [1, 20, 21, 22]).norm() < 0.25 * one.norm()
+
+
+def test_no_layer_drowns_what_words_bring():
+    model = given()[0].language_model
+    words = model.embed_tokens.weight.detach()
+    torch.testing.assert_close(words[3:8].norm(dim=1), torch.full((5,), 4.0), atol=1e-3, rtol=0)
+    with torch.no_grad():
+        x = words[:, None]
+        rotary = model.rotary(torch.zeros(40, 1, dtype=torch.long), x.dtype)
+        added = model.layers[0](x, *rotary, None, 0, None, None) - x
+    assert added.norm(dim=-1).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [({"qk_norm": True}, "whose queries have a bias"), ({"kv_heads": 1}, r"heads \(1 of 16 numbers\) .* carry 16")],
+)
+def test_a_language_model_that_cannot_carry_them_is_refused(language, said):
+    table = {"width": 64, "depth": 2, "heads": 2, "kv_heads": 2, "head_width": 16, "mlp_width": 96, "vocabulary": 40}
+    with pytest.raises(TrainingError, match=said):
+        check_looks(20, LanguageModelConfig(**{**table, **language}))
 
 
 def test_drawings_list_their_things(tmp_path):
@@ -57,14 +106,13 @@ def test_a_generator_begins_with_them(tmp_path):
     config["data"] = {**SCENES, "kind": "drawings", "folder": str(folder(tmp_path / "drawings")), "count": 8}
     config["generator"]["looks"] = 8
     generator_command.run(config, tmp_path / "out", None)
-    before = load_base(tmp_path / "base" / "base").language_state["embed_tokens.weight"]
     made = generator_command.read_checkpoint(tmp_path / "out" / generator_command.FILE)
-    after = made.tensors["generator.language_model.embed_tokens.weight"].float()
-    changed = (after - before).abs().amax(1) > 0.05 * before.square().mean().sqrt()
-    assert 5 < changed.sum() < 100
+    words = made.tensors["generator.language_model.embed_tokens.weight"].float()
+    names = (words.norm(dim=1) - 32**0.5 / 2).abs() < 0.01
+    assert 5 < names.sum() < 100
     for looks, data, said in (
         (8, {**config["data"], **HELD_OUT}, "is for a base model that learns drawings"),
-        (33, config["data"], "looks is 33; an embedding has 32 numbers"),
+        (33, config["data"], "looks is 33; .* carry 16"),
         (0, config["data"], "looks is 0; it must be a whole number from 1 on"),
     ):
         config["generator"]["looks"] = looks

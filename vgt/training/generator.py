@@ -43,6 +43,8 @@ class Objective:
     """How many of those places such a step learns, drawn by lot: more pictures for the same work. None: all."""
     language_rate: float = 1.0
     """The language model's learning rate, as a multiple of that of the new parts."""
+    word_rate: float = 1.0
+    """The learning rate of words' embeddings, as a multiple of the language model's."""
 
 
 def flow_matching(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,10 +97,16 @@ class GeneratorStage(Stage):
         return self.trained
 
     def groups(self):
-        language = list(self.trained.language_model.parameters())
-        known = {id(parameter) for parameter in language}
+        words = self.trained.language_model.embed_tokens.weight
+        language = [parameter for parameter in self.trained.language_model.parameters() if parameter is not words]
+        known = {id(parameter) for parameter in (words, *language)}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
-        return [{"params": rest, "scale": 1.0}, {"params": language, "scale": self.objective.language_rate}]
+        rate = self.objective.language_rate
+        return [
+            {"params": rest, "scale": 1.0},
+            {"params": language, "scale": rate},
+            {"params": [words], "scale": rate * self.objective.word_rate},
+        ]
 
     def shards(self):
         return list(self.generator.language_model.layers)

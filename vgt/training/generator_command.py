@@ -24,7 +24,7 @@ from .command import check_whole, read_settings, read_table, require
 from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
 from .latents import cached_latents
-from .looks import components, give_looks, word_looks
+from .looks import check_looks, components, give_looks, word_looks
 from .processes import rank_and_world
 from .run_state import CHECKPOINT
 from .settings import TrainingError
@@ -41,8 +41,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
 
     The table [recommended] says how the model is to be drawn where nobody says otherwise (sampling.SamplingSettings);
     its size is that of the data. Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a
-    whole model to go on from. generator.looks, of a base whose data lists its things (drawings): how many numbers of a
-    name's embedding begin as the look of what it names.
+    whole model to go on from. generator.looks, for drawings: in so many numbers a name begins as the look of what it
+    names (looks.py).
     """
     settings = read_settings(config)
     require(config, "base", "autoencoder", "data.size", "generator.query_grid", "generator.flow_head")
@@ -63,8 +63,7 @@ def run(config: dict, out: Path, until: int | None) -> None:
         check_whole("generator.looks", looks)
         if "init" in config or config["data"].get("kind") != "drawings":
             raise TrainingError("generator.looks is for a base model that learns drawings; leave it out here.")
-        if looks > base.language.width:
-            raise TrainingError(f"generator.looks is {looks}; an embedding has {base.language.width} numbers.")
+        check_looks(looks, base.language)
     grid = table["query_grid"]
     sizes = GeneratorConfig(base.language, flow_head, tuple(grid) if isinstance(grid, list) else grid)
     generator = new_generator(sizes, base.family, settings.seed, base.token_pixels)
@@ -139,16 +138,12 @@ def _give_looks(generator, dataset, autoencoder, tokenizer: PromptTokenizer, cou
     """Give the names of a data set's things their looks (looks.py)."""
     captions, seen = [], []
     for texts, pictures in dataset.things():
-        captions.append([ids[:length] for ids, length in _texts(tokenizer, texts)])
+        tokenized = tokenizer(texts, None)
+        captions.append([ids[:length] for ids, length in zip(tokenized.ids.tolist(), tokenized.lengths)])
         seen.append(latent_of(autoencoder, pictures.to(settings.device), normalised=True)[1].flatten().half().cpu())
-    words = generator.language_model.embed_tokens.weight
-    looks = word_looks(components(torch.stack(seen), count), captions, len(words))
-    words.copy_(give_looks(words.cpu(), looks, settings.seed))
-
-
-def _texts(tokenizer: PromptTokenizer, texts: list[str]):
-    tokenized = tokenizer(texts, None)
-    return zip(tokenized.ids.tolist(), tokenized.lengths)
+    vocabulary = generator.language_model.config.vocabulary
+    looks = word_looks(components(torch.stack(seen), count), captions, vocabulary)
+    give_looks(generator, looks, captions[0][0][0], settings.seed)
 
 
 def _latent_rgb(dataset, latents) -> LatentRGB | None:

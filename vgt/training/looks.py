@@ -1,21 +1,38 @@
-"""Gives words the look of what they name, before a generator learns.
+"""Gives names the look of what they name, and queries a way to read it, before a generator learns.
 
 A language model that has read and seen little knows words by their use alone; what each of a thousand names looks like,
 a generator would have to learn for every name by itself. Here a part of each name's embedding is computed: the main
 components of the latents of what it names. How to draw a component is then learnt from all pictures at once.
+
+Queries must also see it. Attention that picks out names is slow to form, and the first layer of a small model that was
+trained for an hour writes a hundred times what an embedding brings, so that later layers see no names. So some of the
+first layer's heads begin as a sum of a caption's looks, and all layers write less.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..config import LanguageModelConfig
+from ..networks.language_model import LanguageModel
+from ..run.generation import Generator
+from .settings import TrainingError
+
 RIDGE = 3.0
 """Captions' worth of doubt in the least squares: a word said a few times takes less of what it was said of."""
 NAMES_FROM = 0.25
 """Mean square root of a word's components, each of variance 1 over the things, from which on it is taken for a name."""
+NAME, FIRST = 9.0, 11.5
+"""What attention says, before its softmax, of a name and of a prompt's first token. That one takes most of the weight,
+so that names add up in place of being averaged."""
+_MARK = 1 / 3
+"""The part of a name's embedding, in length, that says that it is a name; its look takes 8/9 at most."""
+_FAINT = 0.05
+"""What is left of the heads that the sum takes."""
 
 
 def components(looks: Tensor, count: int) -> Tensor:
@@ -40,16 +57,101 @@ def word_looks(codes: Tensor, captions: Sequence[Sequence[Sequence[int]]], vocab
     return torch.linalg.solve(products + RIDGE * torch.eye(vocabulary), wanted)
 
 
-def give_looks(embedding: Tensor, looks: Tensor, seed: int) -> Tensor:
-    """An embedding [vocabulary, D] in which names have their looks [vocabulary, k] in k of the D dimensions.
+def check_looks(count: int, config: LanguageModelConfig) -> None:
+    """Raise TrainingError where a language model cannot carry so many components."""
+    if config.qk_norm or not config.qkv_bias:
+        raise TrainingError("generator.looks is for a language model whose queries have a bias, as Qwen2.5's.")
+    most = min(config.kv_heads * config.head_width, config.width - 2)
+    if count > most:
+        raise TrainingError(
+            f"generator.looks is {count}; the base's key/value heads ({config.kv_heads} of {config.head_width} "
+            f"numbers) and its width of {config.width} carry {most}."
+        )
 
-    The dimensions are drawn by `seed`; other words, and the other dimensions of names, stay as they are.
+
+@torch.no_grad()
+def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> None:
+    """Put looks [vocabulary, k] into a generator: into its words, and its first layer's heads read them.
+
+    first: the token that every prompt begins with. The k + 2 dimensions that this takes are drawn by `seed`; words that
+    are no names, queries and latents leave them free.
     """
+    model = generator.language_model
+    width, count = model.config.width, looks.shape[1]
     rng = torch.Generator().manual_seed(seed)
-    axes = torch.linalg.qr(torch.randn(embedding.shape[1], looks.shape[1], generator=rng))[0]
+    axes = torch.linalg.qr(torch.randn(width, count + 2, generator=rng))[0]
+    look_axes, name_axis, first_axis = axes[:, :count], axes[:, count], axes[:, count + 1]
+    length = math.sqrt(width) / 2  # of a name's embedding
+    _quieten(model, 2 * length)
+    words = _free(model.embed_tokens.weight.float(), axes)
+    words *= length / 2 / words.norm(dim=1).mean()
+
     names = looks.square().mean(1).sqrt() > NAMES_FROM
-    own = embedding[names]
-    size = own.square().mean().sqrt()
-    changed = embedding.clone()
-    changed[names] = own - own @ axes @ axes.T + size * (looks[names] @ axes.T)
-    return changed
+    longest = length * 8 / 9
+    told = looks[names] * longest / looks[names].norm(dim=1).quantile(0.95)
+    told *= (longest / told.norm(dim=1, keepdim=True)).clamp(max=1)
+    mark = length * _MARK
+    rest = (length**2 - mark**2 - told.square().sum(1, keepdim=True)).sqrt()
+    own = torch.nn.functional.normalize(words[names], dim=1) * rest
+    words[names] = own + mark * name_axis + told @ look_axes.T
+    words[first] = torch.nn.functional.normalize(words[first], dim=0) * length * 2 / 3 + length / 2 * first_axis
+    model.embed_tokens.weight.copy_(words)
+
+    places = generator.position_queries
+    for grid in (places.queries, places.positions):
+        grid.copy_(_free(grid.movedim(1, -1), axes).movedim(-1, 1))
+        grid *= 0.25 / grid.square().mean().sqrt()
+    projector = generator.image_in_projector
+    projector.weight.copy_(_free(projector.weight.T, axes).T)
+    projector.weight *= 0.5 / projector.weight.square().sum(1).mean().sqrt()
+    projector.bias.copy_(_free(projector.bias, axes))
+
+    scale = torch.nn.functional.rms_norm(words, (width,))
+    key = NAME * name_axis / (scale[names] @ name_axis).median() + FIRST * first_axis / (scale[first] @ first_axis)
+    _sum_names(model, key, look_axes)
+
+
+def _free(x: Tensor, axes: Tensor) -> Tensor:
+    """x [..., D] without what lies along axes [D, k]."""
+    return x - x @ axes @ axes.T
+
+
+def _quieten(model: LanguageModel, length: float) -> None:
+    """Let every layer write less, by one factor, so that the first adds about `length` to a word."""
+    words = model.embed_tokens.weight.float()[:, None]
+    rotary = model.rotary(torch.zeros(len(words), 1, dtype=torch.long, device=words.device), words.dtype)
+    added = model.layers[0](words, *rotary, None, 0, None, None) - words
+    factor = min(1.0, length / added.norm(dim=-1).mean().item())
+    for layer in model.layers:
+        layer.self_attn.o_proj.weight *= factor
+        layer.mlp.down_proj.weight *= factor
+
+
+def _sum_names(model: LanguageModel, key: Tensor, look_axes: Tensor) -> None:
+    """Make heads of the first layer attend by `key` [D], wherever a token stands, and carry the looks, a slice each.
+
+    Only the slowest of the rotary frequencies takes part: over a prompt and a picture it turns by next to nothing.
+    """
+    config, layer = model.config, model.layers[0]
+    head_width, attention = config.head_width, layer.self_attn
+    norm = layer.input_layernorm.weight
+    slow = head_width // 2 - 1
+    query_rows, key_rows, value_rows = attention.qkv_proj.weight.split(
+        [count * head_width for count in attention.splits]
+    )
+    query_bias, key_bias, value_bias = attention.qkv_proj.bias.split([len(query_rows), len(key_rows), len(value_rows)])
+    weight = 1 / (1 + math.exp(FIRST - NAME))  # of a caption's only name
+    gain = 0.5 / weight  # an embedding is twice as long when it is normalised
+    for number, carried in enumerate(look_axes.split(head_width, dim=1)):
+        head = number * (config.heads // config.kv_heads)
+        asks, keys = (slice(n * head_width, (n + 1) * head_width) for n in (head, number))
+        values = slice(keys.start, keys.start + carried.shape[1])
+        for rows in (query_rows[asks], query_bias[asks], key_rows[keys], key_bias[keys]):
+            rows *= _FAINT
+            rows[[slow, head_width - 1]] = 0
+        query_bias[asks][slow] = math.sqrt(head_width)
+        key_rows[keys][slow] = key / norm
+        value_rows[values] = carried.T / norm
+        value_bias[values] = 0
+        read = slice(asks.start, asks.start + carried.shape[1])
+        attention.o_proj.weight[:, read] = gain * carried
