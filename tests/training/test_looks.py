@@ -40,32 +40,32 @@ def given(**language) -> tuple:
     looks = torch.zeros(40, 20)
     looks[3:8] = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
     give_looks(generator, looks, 1, 2)
-    axes = torch.linalg.qr(torch.randn(64, 22, generator=torch.Generator().manual_seed(2)))[0][:, :20]
+    axes = torch.linalg.qr(torch.randn(64, 23, generator=torch.Generator().manual_seed(2)))[0][:, :20]
     return generator, looks, axes
 
 
 @torch.no_grad()
 def read(generator, axes, words: list[int]):
-    """What the first layer's attention brings along the axes to a query after these words."""
+    """What the first layer's attention brings along the axes to words and to a query after them."""
     model = generator.language_model
     query = generator.position_queries(2, 2)[1][:1]
     x = torch.cat((model.embed_tokens.weight[words], query))[None]
     cos, sin = model.rotary(torch.arange(x.shape[1])[None], x.dtype)
     layer = model.layers[0]
-    return layer.self_attn(layer.input_layernorm(x), cos, sin, None, 0, None, None)[0, -1] @ axes
+    return layer.self_attn(layer.input_layernorm(x), cos, sin, None, 0, None, None)[0] @ axes
 
 
 def test_a_query_reads_the_sum_of_the_names_looks():
     generator, looks, axes = given()
     told = generator.language_model.embed_tokens.weight.detach() @ axes
     assert torch.cosine_similarity(told[3:8], looks[3:8]).min() > 0.9999
-    one = read(generator, axes, [1, 20, 3])
+    one = read(generator, axes, [1, 20, 3])[-1]
     assert torch.cosine_similarity(one, told[3], dim=0) > 0.95
-    assert one.norm().item() == pytest.approx(told[3].norm().item(), rel=0.1)
-    both = read(generator, axes, [1, 20, 3, 21, 22, 5])
+    assert one.norm().item() == pytest.approx(told[3].norm().item(), rel=0.3)
+    *words, both = read(generator, axes, [1, 20, 3, 21, 22, 5])
     assert torch.cosine_similarity(both, looks[3] + looks[5], dim=0) > 0.95
     assert both.norm() > 0.8 * (told[3] + told[5]).norm()
-    assert read(generator, axes, [1, 20, 21, 22]).norm() < 0.25 * one.norm()
+    assert max(word.norm() for word in (*words, read(generator, axes, [1, 20, 21, 22])[-1])) < 0.25 * one.norm()
 
 
 def test_no_layer_drowns_what_words_bring():

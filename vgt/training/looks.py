@@ -6,7 +6,7 @@ components of the latents of what it names. How to draw a component is then lear
 
 Queries must also see it. Attention that picks out names is slow to form, and the first layer of a small model that was
 trained for an hour writes a hundred times what an embedding brings, so that later layers see no names. So some of the
-first layer's heads begin as a sum of a caption's looks, and all layers write less.
+first layer's heads begin by bringing queries the sum of a caption's looks, and all layers write less.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ RIDGE = 3.0
 """Captions' worth of doubt in the least squares: a word said a few times takes less of what it was said of."""
 NAMES_FROM = 0.25
 """Mean square root of a word's components, each of variance 1 over the things, from which on it is taken for a name."""
-NAME, FIRST = 9.0, 11.5
+NAME, FIRST = 5.0, 7.5
 """What attention says, before its softmax, of a name and of a prompt's first token. That one takes most of the weight,
 so that names add up in place of being averaged."""
+_MARKS = 3
+"""Dimensions that mark names, the first token, and queries."""
 _MARK = 1 / 3
 """The part of a name's embedding, in length, that says that it is a name; its look takes 8/9 at most."""
 _FAINT = 0.05
@@ -61,7 +63,7 @@ def check_looks(count: int, config: LanguageModelConfig) -> None:
     """Raise TrainingError where a language model cannot carry so many components."""
     if config.qk_norm or not config.qkv_bias:
         raise TrainingError("generator.looks is for a language model whose queries have a bias, as Qwen2.5's.")
-    most = min(config.kv_heads * config.head_width, config.width - 2)
+    most = min(config.kv_heads * config.head_width, config.width - _MARKS)
     if count > most:
         raise TrainingError(
             f"generator.looks is {count}; the base's key/value heads ({config.kv_heads} of {config.head_width} "
@@ -71,16 +73,16 @@ def check_looks(count: int, config: LanguageModelConfig) -> None:
 
 @torch.no_grad()
 def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> None:
-    """Put looks [vocabulary, k] into a generator: into its words, and its first layer's heads read them.
+    """Put looks [vocabulary, k] into a generator: into its words, and its first layer's heads bring them to queries.
 
-    first: the token that every prompt begins with. The k + 2 dimensions that this takes are drawn by `seed`; words that
+    first: the token that every prompt begins with. The k + 3 dimensions that this takes are drawn by `seed`; words that
     are no names, queries and latents leave them free.
     """
     model = generator.language_model
     width, count = model.config.width, looks.shape[1]
     rng = torch.Generator().manual_seed(seed)
-    axes = torch.linalg.qr(torch.randn(width, count + 2, generator=rng))[0]
-    look_axes, name_axis, first_axis = axes[:, :count], axes[:, count], axes[:, count + 1]
+    axes = torch.linalg.qr(torch.randn(width, count + _MARKS, generator=rng))[0]
+    look_axes, (name_axis, first_axis, query_axis) = axes[:, :count], axes[:, count:].T
     length = math.sqrt(width) / 2  # of a name's embedding
     _quieten(model, 2 * length)
     words = _free(model.embed_tokens.weight.float(), axes)
@@ -101,14 +103,19 @@ def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> No
     for grid in (places.queries, places.positions):
         grid.copy_(_free(grid.movedim(1, -1), axes).movedim(-1, 1))
         grid *= 0.25 / grid.square().mean().sqrt()
+    places.queries += length * _MARK * query_axis[:, None, None]
     projector = generator.image_in_projector
     projector.weight.copy_(_free(projector.weight.T, axes).T)
     projector.weight *= 0.5 / projector.weight.square().sum(1).mean().sqrt()
     projector.bias.copy_(_free(projector.bias, axes))
 
-    scale = torch.nn.functional.rms_norm(words, (width,))
-    key = NAME * name_axis / (scale[names] @ name_axis).median() + FIRST * first_axis / (scale[first] @ first_axis)
-    _sum_names(model, key, look_axes)
+    def along(embeddings, axis):
+        """The axis, in units of what normalised embeddings have along it."""
+        return axis / (torch.nn.functional.rms_norm(embeddings, (width,)) @ axis).median()
+
+    queries = places(*places.grid)[1]
+    keys = NAME * along(words[names], name_axis), FIRST * along(words[first], first_axis)
+    _sum_names(model, along(queries, query_axis), *keys, look_axes)
 
 
 def _free(x: Tensor, axes: Tensor) -> Tensor:
@@ -127,19 +134,22 @@ def _quieten(model: LanguageModel, length: float) -> None:
         layer.mlp.down_proj.weight *= factor
 
 
-def _sum_names(model: LanguageModel, key: Tensor, look_axes: Tensor) -> None:
-    """Make heads of the first layer attend by `key` [D], wherever a token stands, and carry the looks, a slice each.
+def _sum_names(model: LanguageModel, query: Tensor, name: Tensor, first: Tensor, look_axes: Tensor) -> None:
+    """Make heads of the first layer carry the looks, a slice each.
 
-    Only the slowest of the rotary frequencies takes part: over a prompt and a picture it turns by next to nothing.
+    Where `query` [D] reads 1, they attend to `name`; everywhere to `first`, which brings nothing. Only the two slowest
+    of the rotary frequencies take part: over a prompt and a picture they turn by next to nothing.
     """
     config, layer = model.config, model.layers[0]
     head_width, attention = config.head_width, layer.self_attn
     norm = layer.input_layernorm.weight
-    slow = head_width // 2 - 1
+    half = head_width // 2
+    slow = half - 1
     query_rows, key_rows, value_rows = attention.qkv_proj.weight.split(
         [count * head_width for count in attention.splits]
     )
     query_bias, key_bias, value_bias = attention.qkv_proj.bias.split([len(query_rows), len(key_rows), len(value_rows)])
+    scale = math.sqrt(head_width)
     weight = 1 / (1 + math.exp(FIRST - NAME))  # of a caption's only name
     gain = 0.5 / weight  # an embedding is twice as long when it is normalised
     for number, carried in enumerate(look_axes.split(head_width, dim=1)):
@@ -148,9 +158,11 @@ def _sum_names(model: LanguageModel, key: Tensor, look_axes: Tensor) -> None:
         values = slice(keys.start, keys.start + carried.shape[1])
         for rows in (query_rows[asks], query_bias[asks], key_rows[keys], key_bias[keys]):
             rows *= _FAINT
-            rows[[slow, head_width - 1]] = 0
-        query_bias[asks][slow] = math.sqrt(head_width)
-        key_rows[keys][slow] = key / norm
+            rows[[slow - 1, slow, half + slow - 1, half + slow]] = 0
+        query_rows[asks][slow] = scale * query / norm
+        query_bias[asks][slow - 1] = scale
+        key_rows[keys][slow] = name / norm
+        key_rows[keys][slow - 1] = first / norm
         value_rows[values] = carried.T / norm
         value_bias[values] = 0
         read = slice(asks.start, asks.start + carried.shape[1])
