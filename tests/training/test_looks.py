@@ -1,5 +1,7 @@
 """Words get the look of what they name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ from vgt.training import autoencoder_command, captioner_command, generator_comma
 from vgt.training.build import new_generator, seeded
 from vgt.training.looks import check_looks, components, give_looks, word_looks
 from vgt.training.settings import TrainingError
+
+LANGUAGE = LanguageModelConfig(width=64, depth=2, heads=2, kv_heads=2, head_width=16, mlp_width=96, vocabulary=40)
 
 
 def test_a_things_words_add_up_to_its_components():
@@ -28,10 +32,9 @@ def test_a_things_words_add_up_to_its_components():
     assert (looks[32] == 0).all()
 
 
-def given(**language) -> tuple:
+def given() -> tuple:
     """A generator with looks of words 3 to 7, the looks, and the axes that they lie along."""
-    table = {"width": 64, "depth": 2, "heads": 2, "kv_heads": 2, "head_width": 16, "mlp_width": 96, "vocabulary": 40}
-    config = GeneratorConfig(LanguageModelConfig(**{**table, **language}), FlowHeadConfig(32, 1), (2, 2))
+    config = GeneratorConfig(LANGUAGE, FlowHeadConfig(32, 1), (2, 2))
     generator = new_generator(config, "qwen2_5_vl", 0)
     with seeded(1), torch.no_grad():
         for name, parameter in generator.language_model.named_parameters():
@@ -84,9 +87,8 @@ def test_no_layer_drowns_what_words_bring():
     [({"qk_norm": True}, "whose queries have a bias"), ({"kv_heads": 1}, r"heads \(1 of 16 numbers\) .* carry 16")],
 )
 def test_a_language_model_that_cannot_carry_them_is_refused(language, said):
-    table = {"width": 64, "depth": 2, "heads": 2, "kv_heads": 2, "head_width": 16, "mlp_width": 96, "vocabulary": 40}
     with pytest.raises(TrainingError, match=said):
-        check_looks(20, LanguageModelConfig(**{**table, **language}))
+        check_looks(20, replace(LANGUAGE, **language))
 
 
 def test_drawings_list_their_things(tmp_path):

@@ -41,8 +41,8 @@ def run(config: dict, out: Path, until: int | None) -> None:
 
     The table [recommended] says how the model is to be drawn where nobody says otherwise (sampling.SamplingSettings);
     its size is that of the data. Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a
-    whole model to go on from. generator.looks, for drawings: in so many numbers a name begins as the look of what it
-    names (looks.py).
+    whole model to go on from. generator.looks, for drawings alone: how many numbers of a name's embedding begin as the
+    look of what it names (looks.py).
     """
     settings = read_settings(config)
     require(config, "base", "autoencoder", "data.size", "generator.query_grid", "generator.flow_head")

@@ -1,12 +1,12 @@
 """Gives names the look of what they name, and queries a way to read it, before a generator learns.
 
-A language model that has read and seen little knows words by their use alone; what each of a thousand names looks like,
-a generator would have to learn for every name by itself. Here a part of each name's embedding is computed: the main
-components of the latents of what it names. How to draw a component is then learnt from all pictures at once.
+A language model that has read and seen little knows words by their use alone. A generator would have to learn what each
+of a thousand names looks like, one by one. Here a part of each name's embedding is computed: the main components of the
+latents of what it names. How to draw a component is then learnt from all pictures at once.
 
-Queries must also see it. Attention that picks out names is slow to form, and the first layer of a small model that was
-trained for an hour writes a hundred times what an embedding brings, so that later layers see no names. So some of the
-first layer's heads begin by bringing queries the sum of a caption's looks, and all layers write less.
+Queries must also see it. Attention that picks out names is slow to form. And the first layer of VGT-Drawings' captioner
+writes a hundred times what an embedding brings, so that later layers see no names. So some of the first layer's heads
+begin by bringing queries the sum of a caption's looks, and all layers write less.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..run.generation import Generator
 from .settings import TrainingError
 
 RIDGE = 3.0
-"""Captions' worth of doubt in the least squares: a word said a few times takes less of what it was said of."""
+"""Weight of the penalty in the least squares, in captions: a word that was said a few times takes less."""
 NAMES_FROM = 0.25
-"""Mean square root of a word's components, each of variance 1 over the things, from which on it is taken for a name."""
+"""A word is a name from this root mean square of its components on; over the things each has variance 1."""
 NAME, FIRST = 5.0, 7.5
-"""What attention says, before its softmax, of a name and of a prompt's first token. That one takes most of the weight,
-so that names add up in place of being averaged."""
-_MARKS = 3
+"""Attention's scores, before the softmax, of a name and of a prompt's first token. The first token takes most of the
+weight, so that names add up; they would be averaged without it."""
+_MARKERS = 3
 """Dimensions that mark names, the first token, and queries."""
 _MARK = 1 / 3
 """The part of a name's embedding, in length, that says that it is a name; its look takes 8/9 at most."""
@@ -63,7 +63,7 @@ def check_looks(count: int, config: LanguageModelConfig) -> None:
     """Raise TrainingError where a language model cannot carry so many components."""
     if config.qk_norm or not config.qkv_bias:
         raise TrainingError("generator.looks is for a language model whose queries have a bias, as Qwen2.5's.")
-    most = min(config.kv_heads * config.head_width, config.width - _MARKS)
+    most = min(config.kv_heads * config.head_width, config.width - _MARKERS)
     if count > most:
         raise TrainingError(
             f"generator.looks is {count}; the base's key/value heads ({config.kv_heads} of {config.head_width} "
@@ -81,7 +81,7 @@ def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> No
     model = generator.language_model
     width, count = model.config.width, looks.shape[1]
     rng = torch.Generator().manual_seed(seed)
-    axes = torch.linalg.qr(torch.randn(width, count + _MARKS, generator=rng))[0]
+    axes = torch.linalg.qr(torch.randn(width, count + _MARKERS, generator=rng))[0]
     look_axes, (name_axis, first_axis, query_axis) = axes[:, :count], axes[:, count:].T
     length = math.sqrt(width) / 2  # of a name's embedding
     _quieten(model, 2 * length)
