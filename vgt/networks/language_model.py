@@ -104,16 +104,22 @@ class _SelfAttention(nn.Module):
         used: Tensor | None,
     ):
         rows, m, _ = x.shape
-        qkv = self.qkv_proj(x).view(rows, m, -1, self.head_width).transpose(1, 2)
-        q, k, v = qkv.split(self.splits, dim=1)
-        if self.q_norm is not None:
-            q, k = _rotate(self.q_norm(q), cos, sin), _rotate(self.k_norm(k), cos, sin)
-        else:  # both at once: they lie side by side
-            q, k = _rotate(qkv[:, : sum(self.splits[:2])], cos, sin).split(self.splits[:2], dim=1)
+        q, k, v = self.project(x, cos, sin)
         if kept is not None:
             k, v = _write(*kept, slot, k, v)
         out = attention(q, k, v, mask, causal=mask is None) if used is None else flash_decoding(q, k, v, used)
         return self.o_proj(out.transpose(1, 2).reshape(rows, m, -1))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [rows, heads or kv_heads, m, head_width] of x [rows, m, width]."""
+        rows, m, _ = x.shape
+        qkv = self.qkv_proj(x).view(rows, m, -1, self.head_width).transpose(1, 2)
+        q, k, v = qkv.split(self.splits, dim=1)
+        if self.q_norm is not None:
+            return _rotate(self.q_norm(q), cos, sin), _rotate(self.k_norm(k), cos, sin), v
+        # both at once: they lie side by side
+        q, k = _rotate(qkv[:, : sum(self.splits[:2])], cos, sin).split(self.splits[:2], dim=1)
+        return q, k, v
 
 
 class _MLP(nn.Module):

@@ -53,10 +53,29 @@ def next_states(
 ) -> Tensor:
     """Run the language model for the next token: what it says at `q` after `drawn` others, for each place it may be at.
 
+    Arguments as for `next_inputs`. Returns the hidden states after the final norm for the places order[:, drawn:],
+    [B, T - drawn, D].
+    """
+    embeds, positions, seen, first = next_inputs(generator, text, image_start, latents, order, drawn, grid)
+    return _states(generator, embeds, positions, seen)[:, first:]
+
+
+def next_inputs(
+    generator: Generator,
+    text: TokenizedPrompts,
+    image_start: list[int],
+    latents: Tensor,
+    order: Tensor,
+    drawn: int,
+    grid,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """What the language model reads to be asked for the next token, at each place that it may be at.
+
     All are asked in one pass after `text <img> q₁ l₁ … q_drawn l_drawn`: each query sees that and itself, and has the
     position of the next. Arguments as for `query_states`.
 
-    Returns the hidden states after the final norm for the places order[:, drawn:], [B, T - drawn, D].
+    Returns the inputs [B, n, D], their positions, what each sees (see `positions_and_mask`), and the number of the
+    first query, that of order[:, drawn].
     """
     device = latents.device
     words = _words(generator, text, image_start, device)
@@ -67,7 +86,7 @@ def next_states(
     first = words.shape[1] + known.shape[1]
     positions[:, first:] = positions[:, first : first + 1].clone()
     seen[:, :, first:, first:] = torch.eye(queries.shape[1], dtype=torch.bool, device=device)
-    return _states(generator, embeds, positions, seen)[:, first:]
+    return embeds, positions, seen, first
 
 
 def _image(generator: Generator, latents: Tensor, order: Tensor, grid) -> Tensor:
