@@ -116,6 +116,17 @@ class PromptTokenizer:
             target[: len(row)] = torch.tensor(row)
         return TokenizedPrompts(ids, lengths)
 
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """From which to which character of `prompt`, a text without blanks around it, each token of its row reaches.
+
+        What the template puts before it has negative numbers, what comes after it numbers from the prompt's length on.
+        """
+        own = self._template
+        before = len(own.turn.partition("{text}")[0]) + len(own.prompt.partition("{prompt}")[0])
+        text = own.turn.format(text=own.prompt.format(prompt=prompt))
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return [(start - before, end - before) for start, end in offsets]
+
     def never_seen(self, prompt: str) -> list[str]:
         """The words of a prompt that the model's training never used, each once, as the tokenizer reads them.
 

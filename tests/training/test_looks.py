@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from drawn import NAMES, folder
-from miniatures import HELD_OUT, SCENES, autoencoder, captioner, generator
 from vgt.config import FlowHeadConfig, GeneratorConfig, LanguageModelConfig
 from vgt.scenes.drawings import DrawingsDataset
-from vgt.training import autoencoder_command, captioner_command, generator_command
 from vgt.training.build import new_generator, seeded
-from vgt.training.looks import check_looks, components, give_looks, word_looks
+from vgt.training.looks import READER, check_looks, components, give_looks, word_looks
 from vgt.training.settings import TrainingError
 
 LANGUAGE = LanguageModelConfig(width=64, depth=2, heads=2, kv_heads=2, head_width=16, mlp_width=96, vocabulary=40)
@@ -32,14 +30,14 @@ def test_a_things_words_add_up_to_its_components():
     assert (looks[32] == 0).all()
 
 
-def given() -> tuple:
-    """A generator with looks of words 3 to 7, the looks, and the axes that they lie along."""
+def given(std: float) -> tuple:
+    """A generator with looks of words 3 to 7, the looks, and the axes that they lie along; weights of a deviation."""
     config = GeneratorConfig(LANGUAGE, FlowHeadConfig(32, 1), (2, 2))
     generator = new_generator(config, "qwen2_5_vl", 0)
     with seeded(1), torch.no_grad():
         for name, parameter in generator.language_model.named_parameters():
             if "bias" in name or parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
+                torch.nn.init.normal_(parameter, std=std)
     looks = torch.zeros(40, 20)
     looks[3:8] = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
     give_looks(generator, looks, 1, 2)
@@ -49,17 +47,18 @@ def given() -> tuple:
 
 @torch.no_grad()
 def read(generator, axes, words: list[int]):
-    """What the first layer's attention brings along the axes to words and to a query after them."""
+    """What the second layer's attention brings along the axes to words and to a query after them."""
     model = generator.language_model
     query = generator.position_queries(2, 2)[1][:1]
     x = torch.cat((model.embed_tokens.weight[words], query))[None]
     cos, sin = model.rotary(torch.arange(x.shape[1])[None], x.dtype)
-    layer = model.layers[0]
+    x = model.layers[0](x, cos, sin, None, 0, None, None)
+    layer = model.layers[READER]
     return layer.self_attn(layer.input_layernorm(x), cos, sin, None, 0, None, None)[0] @ axes
 
 
 def test_a_query_reads_the_sum_of_the_names_looks():
-    generator, looks, axes = given()
+    generator, looks, axes = given(0.03)
     told = generator.language_model.embed_tokens.weight.detach() @ axes
     assert torch.cosine_similarity(told[3:8], looks[3:8]).min() > 0.9999
     one = read(generator, axes, [1, 20, 3])[-1]
@@ -72,7 +71,7 @@ def test_a_query_reads_the_sum_of_the_names_looks():
 
 
 def test_no_layer_drowns_what_words_bring():
-    model = given()[0].language_model
+    model = given(0.3)[0].language_model
     words = model.embed_tokens.weight.detach()
     torch.testing.assert_close(words[3:8].norm(dim=1), torch.full((5,), 4.0), atol=1e-3, rtol=0)
     with torch.no_grad():
@@ -84,7 +83,11 @@ def test_no_layer_drowns_what_words_bring():
 
 @pytest.mark.parametrize(
     ("language", "said"),
-    [({"qk_norm": True}, "whose queries have a bias"), ({"kv_heads": 1}, r"heads \(1 of 16 numbers\) .* carry 16")],
+    [
+        ({"qk_norm": True}, "whose queries have a bias"),
+        ({"depth": 1}, "of 2 layers and more"),
+        ({"kv_heads": 1}, r"heads \(1 of 16 numbers\) .* carry 16"),
+    ],
 )
 def test_a_language_model_that_cannot_carry_them_is_refused(language, said):
     with pytest.raises(TrainingError, match=said):
@@ -99,24 +102,3 @@ def test_drawings_list_their_things(tmp_path):
         assert pictures.shape == (4, 3, 56, 56)
         large, small = ((picture != picture[:, :1, :1]).float().mean() for picture in pictures[::2])
         assert large > 2 * small > 0
-
-
-def test_a_generator_begins_with_them(tmp_path):
-    captioner_command.run(captioner(steps=1), tmp_path / "base", None)
-    autoencoder_command.run(autoencoder(tmp_path / "base", steps=1), tmp_path / "ae", None)
-    config = generator(tmp_path / "base", tmp_path / "ae", steps=1, learning_rate=1e-9)
-    config["data"] = {**SCENES, "kind": "drawings", "folder": str(folder(tmp_path / "drawings")), "count": 8}
-    config["generator"]["looks"] = 8
-    generator_command.run(config, tmp_path / "out", None)
-    made = generator_command.read_checkpoint(tmp_path / "out" / generator_command.FILE)
-    words = made.tensors["generator.language_model.embed_tokens.weight"].float()
-    names = (words.norm(dim=1) - 32**0.5 / 2).abs() < 0.01
-    assert 5 < names.sum() < 100
-    for looks, data, said in (
-        (8, {**config["data"], **HELD_OUT}, "is for a base model that learns drawings"),
-        (33, config["data"], "looks is 33; .* carry 16"),
-        (0, config["data"], "looks is 0; it must be a whole number from 1 on"),
-    ):
-        config["generator"]["looks"] = looks
-        with pytest.raises(TrainingError, match=said):
-            generator_command.run({**config, "data": data}, tmp_path / "other", None)

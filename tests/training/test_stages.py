@@ -155,6 +155,35 @@ def test_openings_past_the_picture_are_refused(base, tokenizer, tmp_path):
         generator_command.run({**config, "objective": {"openings": [0], "places": 0}}, tmp_path, None)
 
 
+def test_a_language_model_may_learn_by_guesses_before_its_flow_head(base, tokenizer, tmp_path):
+    config = generator(base, tokenizer, steps=20)
+    config["objective"] = {"draws": 0, "guess": 1.0, "openings": [0]}
+    generator_command.run(config, tmp_path, None)
+    guesses = losses(tmp_path, "guess")
+    assert sum(guesses[-4:]) < 0.9 * sum(guesses[:4]) and not losses(tmp_path, "flow")
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    untouched = new_generator(vgt.load(tmp_path / generator_command.FILE).generator.config, "qwen2_5_vl", 0).flow_head
+    learnt = {name: last["stage"][f"flow_head.{name}"] for name in untouched.state_dict()}
+    assert all(torch.equal(tensor, learnt[name]) for name, tensor in untouched.state_dict().items())
+    for table in ({"draws": 0}, {"draws": 0, "guess": 1.0, "repa": 0.1}):
+        with pytest.raises(TrainingError, match=r"objective\.draws is 0, so there is no flow head to learn"):
+            generator_command.run({**config, "objective": table}, tmp_path / "other", None)
+
+
+def test_first_layers_may_stay_as_they_are(base, tokenizer, tmp_path):
+    generator_command.run(generator(base, tokenizer, steps=1), tmp_path / "one", None)
+    config = generator(base, tokenizer, steps=3)
+    config["objective"] = {"frozen": 1, "draws": 0, "guess": 1.0}
+    config["init"] = str(tmp_path / "one" / generator_command.FILE)
+    generator_command.run(config, tmp_path / "two", None)
+    one, two = (vgt.load(tmp_path / name / generator_command.FILE).generator for name in ("one", "two"))
+    differs = {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, two.state_dict()[name])}
+    assert any(name.startswith("language_model.layers.1.") for name in differs)
+    assert not any(
+        name.startswith(("language_model.layers.0.", "language_model.embed", "position_q")) for name in differs
+    )
+
+
 def test_an_opening_may_learn_some_of_the_places(base):
     """What it says of them is what it says of them among all."""
     found = load_base(base / "base")
@@ -162,15 +191,15 @@ def test_an_opening_may_learn_some_of_the_places(base):
     tokenizer = PromptTokenizer(found.tokenizer_json, found.pad_token)
     latents, prompts = channel_norm(torch.randn(2, 32, 2, 3), 1), ["a red circle", "two blue stars"]
     conditions, asked = [], []
-    generator.flow_head.register_forward_pre_hook(lambda _, inputs: conditions.append(inputs[2]))
     for places in (None, 2):
         stage = GeneratorStage(generator, tokenizer, Objective(openings=(1,), places=places), [], Settings(1, 2, 1.0))
         stage.begin_step(1)
         with torch.no_grad():
-            _, _, order, _ = stage.predict(latents, prompts, torch.Generator().manual_seed(0), 0.0)
+            condition, _, order, _ = stage.ask(latents, prompts, torch.Generator().manual_seed(0), 0.0)
+        conditions.append(condition.unflatten(0, (2, -1)))
         asked.append(order)
     assert asked[0].shape == (2, 5) and torch.equal(asked[1], asked[0][:, :2])
-    every, some = (c.unflatten(0, (4, 2, -1))[0] for c in conditions)
+    every, some = conditions
     assert torch.allclose(some, every[:, :2], atol=1e-5)
 
 
@@ -182,7 +211,7 @@ def test_features_may_be_wider_than_the_language_model():
     latents = [(torch.zeros(32, 2, 2), "a red circle", torch.zeros(4, 48))]
     tokenizer = PromptTokenizer(tokenizer_json, SPECIAL_TOKENS[0])
     stage = GeneratorStage(generator, tokenizer, Objective(repa=1.0), latents, Settings(1, 1, 1.0))
-    assert stage.auxiliary[-1].out_features == 48
+    assert stage.auxiliary["repa"][-1].out_features == 48
 
 
 def test_the_training_sequence_is_that_of_training_consistent_decoding(base):

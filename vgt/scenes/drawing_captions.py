@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -199,6 +200,25 @@ def describe(
             colour = OTHER_WORDS[colour]
         text = with_background(text, colour, rng)
     return text
+
+
+def find_names(caption: str, names: Sequence[str]) -> list[tuple[int, int]]:
+    """From which to which character a caption says each of some names, an alias of it, or several of them.
+
+    The longest are found first: there is a "cat" in "black cat". Raises ValueError for a name that it does not say.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    spoken = [
+        (form, name) for name in names for word in (name, *ALIASES.get(name, ())) for form in (word, plural(word))
+    ]
+    for word, name in sorted(spoken, key=lambda pair: -len(pair[0])):
+        match = None if name in found else re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption)
+        if match:
+            found[name] = match.span()
+            caption = caption[: match.start()] + "_" * len(word) + caption[match.end() :]
+    if len(found) < len(names):
+        raise ValueError(f"{caption!r} does not name {', '.join(names)}.")
+    return [found[name] for name in names]
 
 
 def _two(first: str, second: str, relation: str | None, rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""`python -m vgt train captioner|autoencoder|generator|head|lora CONFIG.toml`, and recipes, which run all."""
+"""`python -m vgt train captioner|autoencoder|layout|generator|head|lora CONFIG.toml`, and recipes, which run all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from .recipes import RECIPES
 from .settings import Settings, TrainingError
 
-STAGES = ("captioner", "autoencoder", "generator", "head", "lora")
+STAGES = ("captioner", "autoencoder", "layout", "generator", "head", "lora")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import LATENT_CHANNELS
 from ..prompt import PromptTokenizer
 from ..run.generation import Generator, generate
 from ..sampling import SamplingSettings
@@ -27,7 +28,10 @@ class Objective:
     drop_prompt: float = 0.1
     """Share of the samples that see the unconditional prompt."""
     draws: int = 4
-    """Noise levels drawn for each token: the flow head is cheap beside the language model."""
+    """Noise levels drawn for each token: the flow head is cheap beside the language model. 0: it does not learn."""
+    guess: float = 0.0
+    """Weight of the squared error of a linear guess of a token from its condition. Where captions leave little open, it
+    tells the language model more, for less work, than the flow's noisy velocities."""
     shift: float = 1.0
     """Shifts the noise levels: above 1 towards noise. 1 is the plain logit-normal."""
     repa: float = 0.0
@@ -43,6 +47,8 @@ class Objective:
     """How many of those places such a step learns, drawn by lot: more pictures for the same work. None: all."""
     language_rate: float = 1.0
     """The language model's learning rate, as a multiple of that of the new parts."""
+    frozen: int = 0
+    """So many first layers of the language model stay as they are, and with them words and position queries."""
     word_rate: float = 1.0
     """The learning rate of words' embeddings, as a multiple of the language model's."""
 
@@ -84,12 +90,21 @@ class GeneratorStage(Stage):
         self.dataset, self.settings, self.review_with = dataset, settings, review_with
         self.checkpointing = settings.checkpointing
         self.drawn: int | None = None
-        self.auxiliary: nn.Module | None = None
-        if objective.repa:
-            width = self.generator.flow_head.width
-            semantic = dataset[0][2].shape[-1]  # which need not be the language model's
-            with seeded(settings.seed):
-                self.auxiliary = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, semantic))
+        if objective.frozen:
+            model = self.generator.language_model
+            for part in (model.embed_tokens, *model.layers[: objective.frozen], self.generator.position_queries):
+                part.requires_grad_(False)
+        self.auxiliary = nn.ModuleDict()
+        """What is for learning alone: it is saved with a run, and not with a model."""
+        with seeded(settings.seed):
+            if objective.repa:
+                width = self.generator.flow_head.width
+                semantic = dataset[0][2].shape[-1]  # which need not be the language model's
+                self.auxiliary["repa"] = nn.Sequential(
+                    nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, semantic)
+                )
+            if objective.guess:
+                self.auxiliary["guess"] = nn.Linear(self.generator.image_out_projector.out_features, LATENT_CHANNELS)
 
     @property
     def generator(self) -> Generator:
@@ -102,11 +117,9 @@ class GeneratorStage(Stage):
         known = {id(parameter) for parameter in (words, *language)}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
         rate = self.objective.language_rate
-        return [
-            {"params": rest, "scale": 1.0},
-            {"params": language, "scale": rate},
-            {"params": [words], "scale": rate * self.objective.word_rate},
-        ]
+        groups = [(rest, 1.0), (language, rate), ([words], rate * self.objective.word_rate)]
+        learning = [([p for p in parameters if p.requires_grad], scale) for parameters, scale in groups]
+        return [{"params": parameters, "scale": scale} for parameters, scale in learning if parameters]
 
     def shards(self):
         return list(self.generator.language_model.layers)
@@ -125,31 +138,35 @@ class GeneratorStage(Stage):
         grid = tuple(latents.shape[2:])
         half = []
         hook = self._tap(half) if objective.repa else None
-        predicted, velocity, order, rank = self.predict(latents, captions, rng, objective.drop_prompt)
-        losses = {"flow": F.mse_loss(predicted, velocity)}
-        loss = losses["flow"]
+        condition, wanted, order, rank = self.ask(latents, captions, rng, objective.drop_prompt)
+        losses, weights = (
+            {},
+            {"flow": 1.0, "guess": objective.guess, "repa": objective.repa, "caption": objective.caption},
+        )
+        if objective.draws:
+            losses["flow"] = F.mse_loss(*self.velocities(condition, wanted, rng))
+        if objective.guess:
+            losses["guess"] = F.mse_loss(self.auxiliary["guess"](condition).float(), wanted)
         features, captions = features.to(order.device)[rank], [captions[index] for index in rank]
         if hook is not None:
             hook.remove()
             wanted = torch.take_along_dim(features, order[..., None], 1).flatten(0, 1)
-            likeness = F.cosine_similarity(self.auxiliary(half[0]), wanted.repeat(objective.draws, 1), dim=-1)
+            likeness = F.cosine_similarity(self.auxiliary["repa"](half[0]), wanted.repeat(objective.draws, 1), dim=-1)
             losses["repa"] = 1 - likeness.float().mean()
-            loss = loss + objective.repa * losses["repa"]
         if objective.caption:
             some = max(1, round(len(captions) * objective.caption_share))
             model = generator.language_model
             losses["caption"] = caption_loss(model, self.captioner, features[:some], captions[:some], grid)
-            loss = loss + objective.caption * losses["caption"]
-        return loss, losses
+        return sum(weights[name] * loss for name, loss in losses.items()), losses
 
-    def predict(
+    def ask(
         self, latents: Tensor, captions: list[str], rng: torch.Generator, drop_prompt: float
     ) -> tuple[Tensor, Tensor, Tensor, list]:
-        """Latents [B, 32, h, w] at noise levels, a share of the prompts dropped, in an order of tokens, all drawn from
-        `rng`.
+        """Run the language model on latents [B, 32, h, w], a share of the prompts dropped, in an order of tokens, both
+        drawn from `rng`.
 
-        Returns the velocity that the generator says and that of the flow, each float32 [draws * B * n, 32]; the places
-        of the n tokens that were asked for, int64 [B, n]; and the order in which the rows were taken.
+        Returns what it says of the n tokens that were asked for, the flow head's condition, [B * n, D]; their latents,
+        [B * n, 32]; their places, int64 [B, n]; and the order in which the rows were taken.
         """
         objective, generator = self.objective, self.generator
         generator.language_model.checkpointing = self.checkpointing
@@ -172,12 +189,25 @@ class GeneratorStage(Stage):
             hidden = next_states(generator, text, self.tokenizer.image_start, latents, order, self.drawn, grid)
             order = order[:, self.drawn :]
 
-        condition = generator.image_out_projector(hidden).flatten(0, 1).repeat(objective.draws, 1)
-        x = torch.take_along_dim(latents, order[..., None], 1).flatten(0, 1).repeat(objective.draws, 1)
+        condition = generator.image_out_projector(hidden).flatten(0, 1)
+        return condition, torch.take_along_dim(latents, order[..., None], 1).flatten(0, 1), order, rank
+
+    def predict(
+        self, latents: Tensor, captions: list[str], rng: torch.Generator, drop_prompt: float
+    ) -> tuple[Tensor, Tensor]:
+        """The velocity that the generator says and that of the flow, each float32 [draws * B * n, 32]; see `ask`."""
+        return self.velocities(*self.ask(latents, captions, rng, drop_prompt)[:2], rng)
+
+    def velocities(self, condition: Tensor, latents: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the flow head says and what the flow has, each float32 [draws * N, 32], of latents [N, 32] at noise
+        levels drawn from `rng`.
+        """
+        objective, flow_head = self.objective, self.generator.flow_head
+        condition, x = (rows.repeat(objective.draws, 1) for rows in (condition, latents))
         noise = torch.randn(x.shape, generator=rng).to(x)
         t = draw_times(len(x), objective.shift, rng).to(x)
         x_t, velocity = flow_matching(x, noise, t)
-        return generator.flow_head(x_t, t, condition).float(), velocity, order, rank
+        return flow_head(x_t, t, condition).float(), velocity
 
     def _tap(self, into: list):
         blocks = self.generator.flow_head.blocks

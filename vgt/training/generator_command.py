@@ -15,19 +15,17 @@ from ..files.single_file import save_checkpoint
 from ..latent_rgb import ROWS, LatentRGB, fit
 from ..model import build_autoencoder
 from ..prompt import PromptTokenizer
+from ..run.generation import Generator
 from ..sampling import SamplingSettings
-from .autoencoder import latent_of
-from .base_model import load_base
+from .base_model import BaseModel, load_base
 from .build import new_generator
 from .captioning import Captioner
 from .command import check_whole, read_settings, read_table, require
 from .data import caption_of, open_data, open_held_out
 from .generator import GeneratorStage, Objective, Review
 from .latents import cached_latents
-from .looks import check_looks, components, give_looks, word_looks
 from .processes import rank_and_world
-from .run_state import CHECKPOINT
-from .settings import TrainingError
+from .settings import Settings, TrainingError
 from .text import seen_words
 from .trainer import train
 
@@ -41,36 +39,21 @@ def run(config: dict, out: Path, until: int | None) -> None:
 
     The table [recommended] says how the model is to be drawn where nobody says otherwise (sampling.SamplingSettings);
     its size is that of the data. Beside the tables: base, the VLM's folder; autoencoder, a tokenizer file; init, a
-    whole model to go on from. generator.looks, for drawings alone: how many numbers of a name's embedding begin as the
-    look of what it names (looks.py).
+    whole model to go on from.
     """
     settings = read_settings(config)
     require(config, "base", "autoencoder", "data.size", "generator.query_grid", "generator.flow_head")
     objective = read_table(config, "objective", Objective)
     size = config["data"]["size"]
     recommended = _recommended({"height": size, "width": size, **config.get("recommended", {})})
-    table = config["generator"]
-    flow_head = read_table({"generator.flow_head": table["flow_head"]}, "generator.flow_head", FlowHeadConfig)
-    base = load_base(config["base"], config.get("family"), table.get("layers"))
+    base, checkpoint, generator = begin(config, settings)
     if objective.caption and family(base.family).caption is None:
         able = " and ".join(found.title for found in families() if found.caption)
         raise TrainingError(f"objective.caption is for {able} alone; leave it out for {base.family}.")
-    checkpoint = read_checkpoint(config["autoencoder"])
-    if checkpoint.config.family != base.family:
-        raise TrainingError(f"{config['autoencoder']} is a tokenizer of {checkpoint.config.family}, not {base.family}.")
     autoencoder = build_autoencoder(checkpoint, dtype=torch.float32).to(settings.device)
-    if (looks := table.get("looks")) is not None:
-        check_whole("generator.looks", looks)
-        if "init" in config or config["data"].get("kind") != "drawings":
-            raise TrainingError("generator.looks is for a base model that learns drawings; leave it out here.")
-        check_looks(looks, base.language)
-    grid = table["query_grid"]
-    sizes = GeneratorConfig(base.language, flow_head, tuple(grid) if isinstance(grid, list) else grid)
-    generator = new_generator(sizes, base.family, settings.seed, base.token_pixels)
-    generator.language_model.load_state_dict(base.language_state)
     if "init" in config:
         start = read_checkpoint(config["init"])
-        if start.config.generator != sizes:
+        if start.config.generator != generator.config:
             raise CheckpointError(f"{config['init']} is a generator of other sizes than the configuration's.")
         load_state(generator, start.state("generator"), start.path, "this generator")
         generator.requires_grad_(True)
@@ -90,6 +73,10 @@ def run(config: dict, out: Path, until: int | None) -> None:
         )
     if objective.places is not None:
         check_whole("objective.places", objective.places)
+    if not objective.draws and (objective.repa or not objective.guess):
+        raise TrainingError(
+            "objective.draws is 0, so there is no flow head to learn; set objective.guess alone, or draws."
+        )
     review = None
     if "held_out" in config:
         held_out = open_held_out(config["held_out"], captions=True, token_pixels=base.token_pixels)
@@ -104,8 +91,6 @@ def run(config: dict, out: Path, until: int | None) -> None:
     tokenizer = PromptTokenizer(base.tokenizer_json, base.pad_token, found.template_for(base.language))
     captioner = Captioner(base.tokenizer_json, found.caption, base.pad_token) if objective.caption else None
     stage = GeneratorStage(generator, tokenizer, objective, latents, settings, review, captioner)
-    if looks and not (out / CHECKPOINT).is_file():
-        _give_looks(generator, dataset, autoencoder, tokenizer, looks, settings)
     trained = train(stage, settings, out, config, until=until)
     if until is None and rank_and_world()[0] == 0:
         captions = None if isinstance(dataset, IterableDataset) else (caption_of(dataset, i) for i in range(count))
@@ -123,6 +108,21 @@ def run(config: dict, out: Path, until: int | None) -> None:
         )
 
 
+def begin(config: dict, settings: Settings) -> tuple[BaseModel, Checkpoint, Generator]:
+    """The base VLM of a configuration, its tokenizer file, and a new generator with the base's language model."""
+    table = config["generator"]
+    flow_head = read_table({"generator.flow_head": table["flow_head"]}, "generator.flow_head", FlowHeadConfig)
+    base = load_base(config["base"], config.get("family"), table.get("layers"))
+    checkpoint = read_checkpoint(config["autoencoder"])
+    if checkpoint.config.family != base.family:
+        raise TrainingError(f"{config['autoencoder']} is a tokenizer of {checkpoint.config.family}, not {base.family}.")
+    grid = table["query_grid"]
+    sizes = GeneratorConfig(base.language, flow_head, tuple(grid) if isinstance(grid, list) else grid)
+    generator = new_generator(sizes, base.family, settings.seed, base.token_pixels)
+    generator.language_model.load_state_dict(base.language_state)
+    return base, checkpoint, generator
+
+
 def _recommended(table: dict) -> SamplingSettings:
     try:
         settings = SamplingSettings.from_dict(table)
@@ -131,19 +131,6 @@ def _recommended(table: dict) -> SamplingSettings:
     if unknown := sorted(table.keys() - settings.to_dict().keys()):
         raise TrainingError(f"The [recommended] table holds the unknown {unknown[0]!r}.")
     return settings
-
-
-@torch.no_grad()
-def _give_looks(generator, dataset, autoencoder, tokenizer: PromptTokenizer, count: int, settings) -> None:
-    """Give the names of a data set's things their looks (looks.py)."""
-    captions, seen = [], []
-    for texts, pictures in dataset.things():
-        tokenized = tokenizer(texts, None)
-        captions.append([ids[:length] for ids, length in zip(tokenized.ids.tolist(), tokenized.lengths)])
-        seen.append(latent_of(autoencoder, pictures.to(settings.device), normalised=True)[1].flatten().half().cpu())
-    vocabulary = generator.language_model.config.vocabulary
-    looks = word_looks(components(torch.stack(seen), count), captions, vocabulary)
-    give_looks(generator, looks, captions[0][0][0], settings.seed)
 
 
 def _latent_rgb(dataset, latents) -> LatentRGB | None:

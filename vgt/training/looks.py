@@ -5,8 +5,9 @@ of a thousand names looks like, one by one. Here a part of each name's embedding
 latents of what it names. How to draw a component is then learnt from all pictures at once.
 
 Queries must also see it. Attention that picks out names is slow to form. And the first layer of VGT-Drawings' captioner
-writes a hundred times what an embedding brings, so that later layers see no names. So some of the first layer's heads
-begin by bringing queries the sum of a caption's looks, and all layers write less.
+writes a hundred times what an embedding brings, so that later layers see no names. So some of the second layer's heads
+begin by bringing queries the sum of a caption's looks, and all layers write less. The second layer's: so the first can
+tell names by what stands before them, and a place can come to ask for one of two (layout.py).
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ RIDGE = 3.0
 """Weight of the penalty in the least squares, in captions: a word that was said a few times takes less."""
 NAMES_FROM = 0.25
 """A word is a name from this root mean square of its components on; over the things each has variance 1."""
+READER = 1
+"""The layer whose heads bring looks to queries."""
 NAME, FIRST = 5.0, 7.5
 """Attention's scores, before the softmax, of a name and of a prompt's first token. The first token takes most of the
 weight, so that names add up; they would be averaged without it."""
+NAME_LEVEL = NAME - FIRST
 _MARKERS = 3
 """Dimensions that mark names, the first token, and queries."""
 _MARK = 1 / 3
 """The part of a name's embedding, in length, that says that it is a name; its look takes 8/9 at most."""
-_FAINT = 0.05
+_FAINT = 0.2
 """What is left of the heads that the sum takes."""
 
 
@@ -61,22 +65,25 @@ def word_looks(codes: Tensor, captions: Sequence[Sequence[Sequence[int]]], vocab
 
 def check_looks(count: int, config: LanguageModelConfig) -> None:
     """Raise TrainingError where a language model cannot carry so many components."""
-    if config.qk_norm or not config.qkv_bias:
-        raise TrainingError("generator.looks is for a language model whose queries have a bias, as Qwen2.5's.")
+    if config.qk_norm or not config.qkv_bias or config.depth <= READER:
+        raise TrainingError(
+            f"layout.looks is for a language model of {READER + 1} layers and more whose queries have a bias, as "
+            "Qwen2.5's."
+        )
     most = min(config.kv_heads * config.head_width, config.width - _MARKERS)
     if count > most:
         raise TrainingError(
-            f"generator.looks is {count}; the base's key/value heads ({config.kv_heads} of {config.head_width} "
+            f"layout.looks is {count}; the base's key/value heads ({config.kv_heads} of {config.head_width} "
             f"numbers) and its width of {config.width} carry {most}."
         )
 
 
 @torch.no_grad()
 def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> None:
-    """Put looks [vocabulary, k] into a generator: into its words, and its first layer's heads bring them to queries.
+    """Put looks [vocabulary, k] into a generator: into its words, and heads of its second layer bring them to queries.
 
     first: the token that every prompt begins with. The k + 3 dimensions that this takes are drawn by `seed`; words that
-    are no names, queries and latents leave them free.
+    are no names, queries, latents and the layers before leave them free.
     """
     model = generator.language_model
     width, count = model.config.width, looks.shape[1]
@@ -88,7 +95,7 @@ def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> No
     words = _free(model.embed_tokens.weight.float(), axes)
     words *= length / 2 / words.norm(dim=1).mean()
 
-    names = looks.square().mean(1).sqrt() > NAMES_FROM
+    names = are_names(looks)
     longest = length * 8 / 9
     told = looks[names] * longest / looks[names].norm(dim=1).quantile(0.95)
     told *= (longest / told.norm(dim=1, keepdim=True)).clamp(max=1)
@@ -109,13 +116,24 @@ def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> No
     projector.weight *= 0.5 / projector.weight.square().sum(1).mean().sqrt()
     projector.bias.copy_(_free(projector.bias, axes))
 
+    for layer in model.layers[:READER]:
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+            weight.copy_(_free(weight.T, axes).T)
+
     def along(embeddings, axis):
-        """The axis, in units of what normalised embeddings have along it."""
-        return axis / (torch.nn.functional.rms_norm(embeddings, (width,)) @ axis).median()
+        """The axis, in units of what embeddings have along it, after a first token, when the reader normalises them."""
+        x = torch.stack((words[first].expand_as(embeddings), embeddings), dim=1)
+        x = torch.nn.functional.rms_norm(_after(x, model, READER)[:, 1], (width,))
+        return axis / (x @ axis).median()
 
     queries = places(*places.grid)[1]
-    keys = NAME * along(words[names], name_axis), FIRST * along(words[first], first_axis)
+    keys = NAME * along(words[names], name_axis), FIRST * along(words[first, None], first_axis)
     _sum_names(model, along(queries, query_axis), *keys, look_axes)
+
+
+def are_names(looks: Tensor) -> Tensor:
+    """Which words of looks [vocabulary, k] are names: bool [vocabulary]."""
+    return looks.square().mean(1).sqrt() > NAMES_FROM
 
 
 def _free(x: Tensor, axes: Tensor) -> Tensor:
@@ -125,22 +143,29 @@ def _free(x: Tensor, axes: Tensor) -> Tensor:
 
 def _quieten(model: LanguageModel, length: float) -> None:
     """Let every layer write less, by one factor, so that the first adds about `length` to a word."""
-    words = model.embed_tokens.weight.float()[:, None]
-    rotary = model.rotary(torch.zeros(len(words), 1, dtype=torch.long, device=words.device), words.dtype)
-    added = model.layers[0](words, *rotary, None, 0, None, None) - words
+    words = model.embed_tokens.weight.float()
+    added = _after(words[:, None], model, 1)[:, 0] - words
     factor = min(1.0, length / added.norm(dim=-1).mean().item())
     for layer in model.layers:
         layer.self_attn.o_proj.weight *= factor
         layer.mlp.down_proj.weight *= factor
 
 
+def _after(x: Tensor, model: LanguageModel, layers: int) -> Tensor:
+    """What the first layers make of inputs [B, n, D]."""
+    rotary = model.rotary(torch.arange(x.shape[1], device=x.device).expand(len(x), -1), x.dtype)
+    for layer in model.layers[:layers]:
+        x = layer(x, *rotary, None, 0, None, None)
+    return x
+
+
 def _sum_names(model: LanguageModel, query: Tensor, name: Tensor, first: Tensor, look_axes: Tensor) -> None:
-    """Make heads of the first layer carry the looks, a slice each.
+    """Make heads of the reading layer carry the looks, a slice each.
 
     Where `query` [D] reads 1, they attend to `name`; everywhere to `first`, which brings nothing. Only the two slowest
     of the rotary frequencies take part: over a prompt and a picture they turn by next to nothing.
     """
-    config, layer = model.config, model.layers[0]
+    config, layer = model.config, model.layers[READER]
     head_width, attention = config.head_width, layer.self_attn
     norm = layer.input_layernorm.weight
     half = head_width // 2

@@ -171,8 +171,7 @@ class LoraStage(GeneratorStage):
 
     def _loss(self, latents: Tensor, captions: list[str], rng: torch.Generator, keep: bool) -> Tensor:
         if not keep:
-            predicted, wanted, _, _ = self.predict(latents, captions, rng, 0.0)
-            return F.mse_loss(predicted, wanted)
+            return F.mse_loss(*self.predict(latents, captions, rng, 0.0))
         state = rng.get_state()
         with torch.no_grad(), self.trained.silent():
             wanted = self.predict(latents, captions, rng, self.objective.drop_prompt)[0]

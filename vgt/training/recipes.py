@@ -8,8 +8,11 @@ from pathlib import Path
 from .settings import TrainingError
 
 CONFIGS = Path(__file__).parent / "configs"
-_MODEL = ("captioner", "autoencoder-1", "autoencoder-2", "autoencoder-3", "generator-1", "generator-2")
-RECIPES = {"tiny": _MODEL, "drawings": (*_MODEL, "head")}
+_PARTS = ("captioner", "autoencoder-1", "autoencoder-2", "autoencoder-3")
+RECIPES = {
+    "tiny": (*_PARTS, "generator-1", "generator-2"),
+    "drawings": (*_PARTS, "layout", "generator-1", "generator-2", "head"),
+}
 """The stages of each, which are called as their command, with a number where there are several."""
 
 
