@@ -28,6 +28,7 @@ OTHER_LEVEL, WORD_LEVEL = -6.0, -5.0
 """Attention's scores, before the softmax and beside the first token's, of the other name and of words that are no
 names: so much at most. As good as nothing, where the first token takes nearly all."""
 MEASURES_WEIGHT, WORDS_WEIGHT, LOOK_WEIGHT = 4.0, 0.3, 0.5
+"""Of the parts of the loss, beside the scores of names."""
 
 
 class LayoutStage(Stage):

@@ -20,10 +20,10 @@ class LayoutDataset(Dataset):
     """Items of a data set of drawings, without pictures: (caption, said, names, drawn, measures).
 
     said: int64 [2, 2], from which to which character the caption names its first and second thing; zeros where there
-    is none. names: int64 [2], the number in `names` of what each is called; -1:
-    none. drawn: int64 [P], which of the two each of the picture's P places shows, row by row; -1: none of them.
-    measures: float32 [P, 7], of a place: 1 where a thing is, there the place's x and y in the thing, each from -1 to 1,
-    and the thing's side as a fraction of the picture's (elsewhere zeros), and the background, in [-1, 1].
+    is none. names: int64 [2], the number in `names` of what each is called; -1: none. drawn: int64 [P], which of the
+    two each of the picture's P places shows, row by row; -1: none of them. measures: float32 [P, 7], of a place: 1
+    where a thing is, there the place's x and y in the thing, each from -1 to 1, and the thing's side as a fraction of
+    the picture's (elsewhere zeros), and the background, in [-1, 1].
     """
 
     def __init__(self, drawings: DrawingsDataset, grid: int):
