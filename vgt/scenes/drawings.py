@@ -1,8 +1,9 @@
 """Scenes of drawings with captions: one thing, two beside each other, several of a kind, on coloured grounds.
 
 Everything follows from a `random.Random` and the folder of drawings (see drawing_files.py). What a caption does not say
-is always the same: a thing alone lies large in the middle, on white, and is flat. So that a model need not guess. Some
-combinations never occur in the train split; each scene of the test split's last four categories holds one of them.
+is always the same: a thing alone lies large in the middle, on white, and is flat; of two the first named lies left of
+the other. So that a model need not guess. Some combinations never occur in the train split; each scene of the test
+split's last four categories holds one of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .drawing_files import NAMES_FILE, PIXELS_FILE
 from .world import RELATIONS, Item, Request, to_pixels
 
 CATEGORIES = ("drawing", "background", "two", "position", "counting")
-_SHARES = (9, 6, 3, 2, 3)
+_SHARES = (6, 4, 5, 4, 4)
 BACKGROUNDS = {
     **world.BACKGROUNDS,
     "black": (18, 18, 20),
@@ -212,13 +213,13 @@ def _alone(size: str | None, place: str | None, rng, free: bool) -> tuple[float,
 
 
 def _together(count: int, relation: str | None, rng) -> list[tuple[float, float, float]]:
-    """(size, x, y) of each of 2 to 4 drawings, apart from each other; two in reading order, unless told."""
+    """(size, x, y) of each of 2 to 4 drawings, apart from each other; two from left to right, unless told."""
 
     def about(value):
         return value + rng.uniform(-0.012, 0.012)
 
     if count == 2:
-        dx, dy = RELATIONS[relation or rng.choice(("left of", "left of", "above"))]
+        dx, dy = RELATIONS[relation or "left of"]
         return [
             (TOGETHER * rng.uniform(0.96, 1), about(0.5 + s * 0.245 * dx), about(0.5 + s * 0.245 * dy)) for s in (1, -1)
         ]
