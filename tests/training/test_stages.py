@@ -26,7 +26,7 @@ from vgt.training.data import DataError, open_data, open_held_out
 from vgt.training.generator import GeneratorStage, Objective, draw_times, flow_matching
 from vgt.training.latents import LatentDataset
 from vgt.training.optimiser import make_optimisers
-from vgt.training.sequence import next_states, query_states
+from vgt.training.sequence import next_inputs, query_inputs, states
 from vgt.training.settings import Settings, TrainingError
 from vgt.training.text import train_tokenizer
 
@@ -251,23 +251,28 @@ def test_the_training_sequence_is_that_of_training_consistent_decoding(base):
                 token_step.first(own, words)
         hook.remove()
         orders = torch.tensor(order).expand(2, -1)
-        states = query_states(generator, text, tokenizer.image_start, latents, orders, (2, 3))
-        nexts = {
-            drawn: next_states(generator, text, tokenizer.image_start, latents, orders, drawn, (2, 3))
-            for drawn in (0, 2)
-        }
+
+        def whole(orders):
+            return states(generator, query_inputs(generator, text, tokenizer.image_start, latents, orders, (2, 3)))
+
+        def following(drawn):
+            asked = next_inputs(generator, text, tokenizer.image_start, latents, orders, drawn, (2, 3))
+            return states(generator, asked)
+
+        said = whole(orders)
+        nexts = {drawn: following(drawn) for drawn in (0, 2)}
         # The same, asked one place at a time: each of those left comes next in an order of its own.
         singly = {
             drawn: [
-                query_states(generator, text, tokenizer.image_start, latents, torch.tensor(own).expand(2, -1), (2, 3))
+                whole(torch.tensor(own).expand(2, -1))
                 for own in (order[:drawn] + order[at:] + order[drawn:at] for at in range(drawn, 6))
             ]
             for drawn in nexts
         }
-    assert torch.allclose(torch.cat(seen, dim=1), states, atol=1e-5)
-    for drawn, states in nexts.items():
-        assert torch.allclose(states, torch.stack([own[:, drawn] for own in singly[drawn]], dim=1), atol=1e-5)
-        assert not torch.allclose(states[:, 0], states[:, 1], atol=1e-2)
+    assert torch.allclose(torch.cat(seen, dim=1), said, atol=1e-5)
+    for drawn, answers in nexts.items():
+        assert torch.allclose(answers, torch.stack([own[:, drawn] for own in singly[drawn]], dim=1), atol=1e-5)
+        assert not torch.allclose(answers[:, 0], answers[:, 1], atol=1e-2)
 
 
 def test_flow_matching_moves_from_noise_to_data():

@@ -15,7 +15,7 @@ from ..run.generation import Generator, generate
 from ..sampling import SamplingSettings
 from .build import seeded
 from .captioning import Captioner, caption_loss
-from .sequence import in_steps, next_states, query_states
+from .sequence import in_steps, next_inputs, query_inputs, states
 from .settings import Settings
 from .sheet import save_sheet
 from .trainer import Stage
@@ -49,8 +49,6 @@ class Objective:
     """The language model's learning rate, as a multiple of that of the new parts."""
     frozen: int = 0
     """So many first layers of the language model stay as they are, and with them words and position queries."""
-    word_rate: float = 1.0
-    """The learning rate of words' embeddings, as a multiple of the language model's."""
 
 
 def flow_matching(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,14 +110,12 @@ class GeneratorStage(Stage):
         return self.trained
 
     def groups(self):
-        words = self.trained.language_model.embed_tokens.weight
-        language = [parameter for parameter in self.trained.language_model.parameters() if parameter is not words]
-        known = {id(parameter) for parameter in (words, *language)}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
-        rate = self.objective.language_rate
-        groups = [(rest, 1.0), (language, rate), ([words], rate * self.objective.word_rate)]
-        learning = [([p for p in parameters if p.requires_grad], scale) for parameters, scale in groups]
-        return [{"params": parameters, "scale": scale} for parameters, scale in learning if parameters]
+        language = {id(parameter) for parameter in self.trained.language_model.parameters()}
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [
+            {"params": [p for p in learning if id(p) not in language], "scale": 1.0},
+            {"params": [p for p in learning if id(p) in language], "scale": self.objective.language_rate},
+        ]
 
     def shards(self):
         return list(self.generator.language_model.layers)
@@ -183,13 +179,13 @@ class GeneratorStage(Stage):
         text = in_steps(self.tokenizer(captions[:kept], [None] * (rows - kept)))
         order = torch.rand(rows, tokens, generator=rng).argsort(1).to(device)
         if self.drawn is None:
-            hidden = query_states(generator, text, self.tokenizer.image_start, latents, order, grid)
+            inputs = query_inputs(generator, text, self.tokenizer.image_start, latents, order, grid)
         else:
             order = order[:, : self.drawn + (objective.places or tokens)]
-            hidden = next_states(generator, text, self.tokenizer.image_start, latents, order, self.drawn, grid)
+            inputs = next_inputs(generator, text, self.tokenizer.image_start, latents, order, self.drawn, grid)
             order = order[:, self.drawn :]
 
-        condition = generator.image_out_projector(hidden).flatten(0, 1)
+        condition = generator.image_out_projector(states(generator, inputs)).flatten(0, 1)
         return condition, torch.take_along_dim(latents, order[..., None], 1).flatten(0, 1), order, rank
 
     def predict(

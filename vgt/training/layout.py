@@ -102,15 +102,15 @@ class LayoutStage(Stage):
         places = torch.arange(grid**2, device=self.looks.device).expand(len(text.ids), -1)
         nothing = torch.zeros(*places.shape, LATENT_CHANNELS, device=places.device)
         start = self.tokenizer.image_start
-        x, positions, seen, first = next_inputs(self.trained, text, start, nothing, places, 0, (grid, grid))
+        x, positions, seen, asked = next_inputs(self.trained, text, start, nothing, places, 0, (grid, grid))
         cos, sin = model.rotary(positions, x.dtype)
         for number, layer in enumerate(model.layers[:LAYERS]):
             if number == READER:
                 q, k, _ = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-                q, k = q[:, :: q.shape[1] // k.shape[1]][:, : self.heads, first:], k[:, : self.heads, :tokens]
+                q, k = q[:, :: q.shape[1] // k.shape[1]][:, : self.heads, asked], k[:, : self.heads, :tokens]
                 scores = (q @ k.transpose(2, 3)).float() / q.shape[-1] ** 0.5
             x = layer(x, cos, sin, None, 0, seen, None)
-        return scores, F.rms_norm(x[:, first:], x.shape[-1:])
+        return scores, F.rms_norm(x[:, asked], x.shape[-1:])
 
     def _scores_error(self, scores: Tensor, naming: Tensor, drawn: Tensor, names: Tensor) -> Tensor:
         """By how much the scores miss: a place's name shall have NAME_LEVEL, what names nothing here less."""

@@ -106,19 +106,7 @@ def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> No
     words[first] = torch.nn.functional.normalize(words[first], dim=0) * length * 2 / 3 + length / 2 * first_axis
     model.embed_tokens.weight.copy_(words)
 
-    places = generator.position_queries
-    for grid in (places.queries, places.positions):
-        grid.copy_(_free(grid.movedim(1, -1), axes).movedim(-1, 1))
-        grid *= 0.25 / grid.square().mean().sqrt()
-    places.queries += length * _MARK * query_axis[:, None, None]
-    projector = generator.image_in_projector
-    projector.weight.copy_(_free(projector.weight.T, axes).T)
-    projector.weight *= 0.5 / projector.weight.square().sum(1).mean().sqrt()
-    projector.bias.copy_(_free(projector.bias, axes))
-
-    for layer in model.layers[:READER]:
-        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
-            weight.copy_(_free(weight.T, axes).T)
+    _make_room(generator, axes, length * _MARK * query_axis)
 
     def along(embeddings, axis):
         """The axis, in units of what embeddings have along it, after a first token, when the reader normalises them."""
@@ -126,7 +114,7 @@ def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> No
         x = torch.nn.functional.rms_norm(_after(x, model, READER)[:, 1], (width,))
         return axis / (x @ axis).median()
 
-    queries = places(*places.grid)[1]
+    queries = generator.position_queries(*generator.position_queries.grid)[1]
     keys = NAME * along(words[names], name_axis), FIRST * along(words[first, None], first_axis)
     _sum_names(model, along(queries, query_axis), *keys, look_axes)
 
@@ -134,6 +122,23 @@ def give_looks(generator: Generator, looks: Tensor, first: int, seed: int) -> No
 def are_names(looks: Tensor) -> Tensor:
     """Which words of looks [vocabulary, k] are names: bool [vocabulary]."""
     return looks.square().mean(1).sqrt() > NAMES_FROM
+
+
+def _make_room(generator: Generator, axes: Tensor, query: Tensor) -> None:
+    """Let queries, latents and the layers before the reader leave axes [D, k] free, but for `query` in each query."""
+    places = generator.position_queries
+    for grid in (places.queries, places.positions):
+        grid.copy_(_free(grid.movedim(1, -1), axes).movedim(-1, 1))
+        grid *= 0.25 / grid.square().mean().sqrt()
+    places.queries += query[:, None, None]
+    projector = generator.image_in_projector
+    projector.weight.copy_(_free(projector.weight.T, axes).T)
+    projector.weight *= 0.5 / projector.weight.square().sum(1).mean().sqrt()
+    projector.bias.copy_(_free(projector.bias, axes))
+
+    for layer in generator.language_model.layers[:READER]:
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+            weight.copy_(_free(weight.T, axes).T)
 
 
 def _free(x: Tensor, axes: Tensor) -> Tensor:

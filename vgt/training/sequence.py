@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,29 @@ def in_steps(text: TokenizedPrompts) -> TokenizedPrompts:
     return replace(text, ids=F.pad(text.ids, (0, -text.ids.shape[1] % LENGTH_STEP)))
 
 
-def query_states(
+class Inputs(NamedTuple):
+    """What the language model reads in one pass."""
+
+    embeds: Tensor
+    """[B, n, D]"""
+    positions: Tensor
+    """int64 [B, n]"""
+    seen: Tensor
+    """bool [B, 1, n, n]: what each input sees."""
+    asked: slice
+    """The position queries whose answers are wanted, among the n."""
+
+
+def states(generator: Generator, inputs: Inputs) -> Tensor:
+    """Run the language model: its hidden states after the final norm at the queries asked, [B, asked, D]."""
+    rotary = generator.language_model.rotary(inputs.positions, inputs.embeds.dtype)
+    return generator.language_model(inputs.embeds, rotary, None, mask=inputs.seen)[:, inputs.asked]
+
+
+def query_inputs(
     generator: Generator, text: TokenizedPrompts, image_start: list[int], latents: Tensor, order: Tensor, grid
-) -> Tensor:
-    """Run the language model over whole pictures in one causal pass: what it says at each position query.
+) -> Inputs:
+    """Lay out whole pictures for one causal pass that asks at each position query.
 
     The sequence is `text <img> q₁ l₁ q₂ l₂ … q_T`, in a row's own order; padding is never seen, and positions run on.
 
@@ -32,32 +52,14 @@ def query_states(
         order: int64 [B, T], a permutation of the places for each row.
         grid: (height, width) of the image in tokens.
 
-    Returns the hidden states after the final norm at q₁ … q_T, [B, T, D].
+    Asked are q₁ … q_T.
     """
     tokens, device = latents.shape[1], latents.device
     words = _words(generator, text, image_start, device)
     image = _image(generator, latents, order, grid)[:, :-1]
     embeds = torch.cat((words.to(image.dtype), image), dim=1)
     positions, seen = positions_and_mask(text.lengths, text.ids.shape[1], embeds.shape[1], device)
-    return _states(generator, embeds, positions, seen)[:, -2 * tokens + 1 :: 2]
-
-
-def next_states(
-    generator: Generator,
-    text: TokenizedPrompts,
-    image_start: list[int],
-    latents: Tensor,
-    order: Tensor,
-    drawn: int,
-    grid,
-) -> Tensor:
-    """Run the language model for the next token: what it says at `q` after `drawn` others, for each place it may be at.
-
-    Arguments as for `next_inputs`. Returns the hidden states after the final norm for the places order[:, drawn:],
-    [B, T - drawn, D].
-    """
-    embeds, positions, seen, first = next_inputs(generator, text, image_start, latents, order, drawn, grid)
-    return _states(generator, embeds, positions, seen)[:, first:]
+    return Inputs(embeds, positions, seen, slice(-2 * tokens + 1, None, 2))
 
 
 def next_inputs(
@@ -68,14 +70,11 @@ def next_inputs(
     order: Tensor,
     drawn: int,
     grid,
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """What the language model reads to be asked for the next token, at each place that it may be at.
+) -> Inputs:
+    """Lay out pictures of which `drawn` tokens are there, to ask for the next one at each place that it may be at.
 
     All are asked in one pass after `text <img> q₁ l₁ … q_drawn l_drawn`: each query sees that and itself, and has the
-    position of the next. Arguments as for `query_states`.
-
-    Returns the inputs [B, n, D], their positions, what each sees (see `positions_and_mask`), and the number of the
-    first query, that of order[:, drawn].
+    position of the next. Arguments as for `query_inputs`; asked are the places order[:, drawn:].
     """
     device = latents.device
     words = _words(generator, text, image_start, device)
@@ -86,7 +85,7 @@ def next_inputs(
     first = words.shape[1] + known.shape[1]
     positions[:, first:] = positions[:, first : first + 1].clone()
     seen[:, :, first:, first:] = torch.eye(queries.shape[1], dtype=torch.bool, device=device)
-    return embeds, positions, seen, first
+    return Inputs(embeds, positions, seen, slice(first, None))
 
 
 def _image(generator: Generator, latents: Tensor, order: Tensor, grid) -> Tensor:
@@ -100,11 +99,6 @@ def _image(generator: Generator, latents: Tensor, order: Tensor, grid) -> Tensor
 def _words(generator: Generator, text: TokenizedPrompts, image_start: list[int], device) -> Tensor:
     start = torch.tensor(image_start).expand(len(text.ids), -1)
     return generator.language_model.embed_tokens(torch.cat((text.ids, start), dim=1).to(device))
-
-
-def _states(generator: Generator, embeds: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-    rotary = generator.language_model.rotary(positions, embeds.dtype)
-    return generator.language_model(embeds, rotary, None, mask=seen)
 
 
 def positions_and_mask(lengths, padded: int, inputs: int, device) -> tuple[Tensor, Tensor]:
