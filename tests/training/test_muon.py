@@ -1,4 +1,4 @@
-"""Muon: PyTorch's updates, in float32 where bfloat16 is slow, shared between processes."""
+"""Muon: PyTorch's updates, shared between processes."""
 
 from functools import partial
 
@@ -7,9 +7,7 @@ import torch
 
 import muon_share
 from vgt.training import muon
-from vgt.training.optimiser import make_optimisers, told
 from vgt.training.processes import together
-from vgt.training.settings import Settings
 
 if not hasattr(torch.optim, "Muon"):
     pytest.skip("PyTorch has Muon from 2.9 on", allow_module_level=True)
@@ -64,18 +62,3 @@ def test_singular_values_come_near_1(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     values = torch.linalg.svdvals(muon.orthogonalised(x, (3.4445, -4.775, 2.0315), 5, 1e-7))
     assert values.min() > 0.6 and values.max() < 1.3
-
-
-@pytest.mark.parametrize("slow", [False, True])
-def test_the_device_decides_and_it_is_said(slow, monkeypatch):
-    monkeypatch.setattr(muon, "bfloat16_is_slow", lambda device: slow)
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(128, 128)), torch.nn.Parameter(torch.zeros(8))], "scale": 1.0}]
-    adamw, matrices = make_optimisers(groups, Settings(1, 1, 0.01, muon=True), set())
-    assert matrices.dtype == (torch.float32 if slow else torch.bfloat16)
-    assert told([adamw, matrices]).startswith("optimisers: Muon for 1 matrices, orthogonalised in ")
-    assert ("float32" in told([adamw, matrices])) == slow and told([adamw]) == "optimiser: AdamW"
-
-
-def test_a_gpu_is_not_measured():
-    assert muon.bfloat16_is_slow("cuda") is False
-    assert muon.bfloat16_is_slow("cpu") in (False, True)

@@ -22,6 +22,7 @@ from ..networks.autoencoder import channel_norm
 from ..networks.distilled_head import MAX_CFG, DistilledHead
 from ..networks.flow_head import FlowHead
 from .build import seeded
+from .precision import product_dtype
 from .settings import Settings
 from .trainer import Stage
 
@@ -108,7 +109,7 @@ class HeadStage(Stage):
         super().__init__()
         self.trained = head
         teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
-        self.teacher = teacher.to(torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32)
+        self.teacher = teacher.to(product_dtype(settings))
         self.objective, self.settings = objective, settings
         self.recorded = recorded
         self.dataset = TensorDataset(recorded["cfg"])

@@ -8,18 +8,12 @@ a run may go on elsewhere with either.
 from __future__ import annotations
 
 import math
-import time
-from functools import cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .processes import rank_and_world
-
-_SIDE = 384
-_SLOW = 1.5
-"""How much longer a product in bfloat16 must take than in float32."""
 
 
 class Muon(torch.optim.Muon):
@@ -89,18 +83,3 @@ def _exchange(updates: list[Tensor], owners: list[int]) -> None:
         dist.broadcast(flat.view(torch.uint8), owner)  # as bytes: not every backend knows every dtype
         for update, values in zip(part, flat.split([update.numel() for update in part])):
             update.copy_(values.view_as(update))
-
-
-@cache
-def bfloat16_is_slow(device_type: str) -> bool:
-    """Measure whether products in bfloat16 take longer than in float32: on a CPU without units for them, many times."""
-    if device_type != "cpu":
-        return False
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(_SIDE, _SIDE, dtype=dtype)
-        for _ in range(4):
-            start = time.perf_counter()
-            x @ x
-            best[dtype] = min(best.get(dtype, math.inf), time.perf_counter() - start)
-    return best[torch.bfloat16] > _SLOW * best[torch.float32]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .precision import bfloat16_is_slow, product_dtype
 from .settings import Settings, TrainingError
 
 _HIDDEN = 128
@@ -28,7 +29,7 @@ def make_optimisers(groups: list[dict], settings: Settings, embeddings: set[nn.P
     else:
         made = [torch.optim.AdamW(adamw, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)]
     if muon:
-        from .muon import Muon, bfloat16_is_slow
+        from .muon import Muon
 
         dtype = torch.float32 if bfloat16_is_slow(torch.device(settings.device).type) else torch.bfloat16
         # Its updates are of AdamW's size, so that one learning rate serves both.
@@ -54,14 +55,16 @@ def set_rate(group: dict, rate: float) -> None:
         group["lr"] = rate
 
 
-def told(optimisers: list[Optimizer]) -> str:
-    """Say in a line which optimisers were chosen."""
+def told(optimisers: list[Optimizer], settings: Settings) -> str:
+    """Say in a line which optimisers were chosen, and what products compute in."""
     adamw = type(optimisers[0]).__name__
+    slow = settings.dtype == "bfloat16" and product_dtype(settings) == torch.float32
+    products = "products in " + ("float32 (bfloat16 is slow here)" if slow else settings.dtype)
     if len(optimisers) == 1:
-        return f"optimiser: {adamw}"
+        return f"optimiser: {adamw}; {products}"
     dtype = "bfloat16" if optimisers[1].dtype == torch.bfloat16 else "float32 (bfloat16 is slow here)"
     matrices = sum(len(group["params"]) for group in optimisers[1].param_groups)
-    return f"optimisers: Muon for {matrices} matrices, orthogonalised in {dtype}; {adamw} for the rest"
+    return f"optimisers: Muon for {matrices} matrices, orthogonalised in {dtype}; {adamw} for the rest; {products}"
 
 
 def _part(group: dict, embeddings: set[nn.Parameter], hidden: bool) -> dict:

@@ -25,7 +25,7 @@ class Settings:
     final_rate: float = 0.0
     muon: bool = False
     """Matrices between hidden states are trained by Muon, the rest by AdamW as published: fewer steps, each dearer.
-    It orthogonalises in bfloat16, in float32 where that is faster; the first line of a run says which."""
+    It orthogonalises in bfloat16, in float32 where that is slow; the first line of a run says which."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -34,7 +34,7 @@ class Settings:
     """Decay of the averaged weights; None keeps none."""
     seed: int = 0
     dtype: str = "float32"
-    """What matrix products compute in; weights are float32."""
+    """What matrix products compute in, but float32 where bfloat16 is slow; weights are float32."""
     device: str = "cpu"
     checkpointing: bool = False
     """Of the language model's layers keep only what goes in, and compute them again for the gradients: the whole

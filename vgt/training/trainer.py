@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .data import batches
 from .optimiser import make_optimisers, set_rate, told
+from .precision import product_dtype
 from .processes import rank_and_world
 from .run_log import RunLog
 from .run_state import CHECKPOINT, RunState
@@ -140,7 +141,7 @@ def train(
     embeddings = {part.weight for part in stage.modules() if isinstance(part, nn.Embedding)}
     optimisers = make_optimisers(stage.groups(), settings, embeddings)
     if rank == 0:
-        print(told(optimisers), flush=True)
+        print(told(optimisers, settings), flush=True)
     average = None
     if settings.ema is not None:
         average = AveragedModel(stage.trained, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
@@ -160,6 +161,7 @@ def train(
     if world > 1 and not sharded:
         wrapped = DistributedDataParallel(stage, find_unused_parameters=True)
     log = RunLog(folder, first, settings, rank)
+    reduced = product_dtype(settings) == torch.bfloat16
     # A processor's fused attention is slow to differentiate where sequences are short.
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with _Interrupt() if watch is None else nullcontext(_Interrupt()) as interrupt, attention:
@@ -176,7 +178,7 @@ def train(
             figures: dict[str, Tensor] = {}
             for part in range(step * settings.accumulation, (step + 1) * settings.accumulation):
                 rng = torch.Generator().manual_seed((settings.seed * 1_000_003 + part) * 4096 + rank)
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
                     loss, own = wrapped(next(feed), rng)
                 (loss / settings.accumulation).backward()
                 for name, value in {"loss": loss, **own}.items():
