@@ -1,7 +1,8 @@
-"""A small folder of drawings of the tests' own, and the npm packages it could come from."""
+"""Small folders of drawings: the tests' own, and some of the real ones; and npm packages that such could come from."""
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -9,6 +10,7 @@ from safetensors.numpy import save_file
 
 from vgt.scenes import drawing_files
 
+REAL = Path(__file__).parent / "fixtures" / "drawings"
 NAMES = {
     "rocket": "Travel & Places",
     "red apple": "Food & Drink",
@@ -48,6 +50,20 @@ def folder(path, side=96):
     path.mkdir(parents=True, exist_ok=True)
     save_file({"pixels": np.stack(pixels)}, path / drawing_files.PIXELS_FILE)
     listed = {"side": side, "licences": licences, "drawings": entries}
+    (path / drawing_files.NAMES_FILE).write_text(json.dumps(listed), encoding="utf-8")
+    return path
+
+
+def real_folder(path):
+    """Write a folder of the real drawings in fixtures/drawings, which scripts/drawings_fixture.py has cut out."""
+    listed = json.loads((REAL / drawing_files.NAMES_FILE).read_text(encoding="utf-8"))
+    sheet, side = np.asarray(Image.open(REAL / "drawings.png")), listed["side"]
+    sets = list(dict.fromkeys(one["set"] for one in listed["drawings"]))
+    names = list(dict.fromkeys(one["name"] for one in listed["drawings"]))
+    places = [(names.index(one["name"]) * side, sets.index(one["set"]) * side) for one in listed["drawings"]]
+    path.mkdir(parents=True, exist_ok=True)
+    pixels = np.stack([sheet[top : top + side, left : left + side] for top, left in places])
+    save_file({"pixels": pixels}, path / drawing_files.PIXELS_FILE)
     (path / drawing_files.NAMES_FILE).write_text(json.dumps(listed), encoding="utf-8")
     return path
 
