@@ -24,7 +24,9 @@ from vgt.sampling import PRESETS, SamplingSettings
 from .baseline import Baseline, Head
 from .timing import finish, in_turn, peak_memory
 
-TINY = Path(__file__).parent.parent / "models" / "vgt-tiny.safetensors"
+BUNDLED = Path(__file__).parent.parent / "models" / "vgt-tiny.safetensors"
+NAME = "VGT-Tiny"
+"""What rows call the bundled model."""
 
 QWEN_VISION = AutoencoderConfig(family("qwen2_5_vl").vision_config(), semantic_width=2048)
 INTERN_VISION = AutoencoderConfig(family("internvl3").vision_config(), semantic_width=896)
@@ -69,19 +71,19 @@ def head(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
         yield Row(f"flow head, {tokens} tokens", seconds, head_bytes(ours))
 
 
-def tiny(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """Time VGT-Tiny, prompt to latent."""
-    model = vgt.load(TINY, device, dtype)
+def bundled(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
+    """Time the bundled model, prompt to latent."""
+    model = vgt.load(BUNDLED, device, dtype)
     side = model.config.token_pixels * min(model.config.generator.grid)
     for tokens_per_step in (1, 4, 16):
-        yield generation("VGT-Tiny", model.generator, model.tokenizer, side, 1, tokens_per_step, runs)
+        yield generation(NAME, model.generator, model.tokenizer, side, 1, tokens_per_step, runs)
 
 
 @torch.no_grad()
 def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """Fewer evaluations a token: the flow head at its published size, and VGT-Tiny from prompt to latent.
+    """Fewer evaluations a token: the flow head at its published size, and the bundled model from prompt to latent.
 
-    VGT-Tiny has guidance for the first half of the picture, or to the end where a preset or the row's name says so. The
+    It has guidance for the first half of the picture, or to the end where a preset or the row's name says so. The
     distilled heads have random weights, which their time does not depend on.
     """
     own = random_weights(FlowHead(FlowHeadConfig(), 1536, operations=Layers, device="meta", dtype=dtype), device)
@@ -100,7 +102,7 @@ def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     yield from against_baseline("flow head, 1 token", in_turn(device, runs, **contenders))
     del own, jumping, plain, contenders
 
-    model = vgt.load(TINY, device, dtype)
+    model = vgt.load(BUNDLED, device, dtype)
     generator, width = model.generator, model.config.generator.language.width
     head = DistilledHead(model.config.generator.flow_head, width, device="meta", dtype=dtype)
     generator.distilled_head = random_weights(head, device)
@@ -120,7 +122,7 @@ def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
         for name, way in ways.items():
             chosen = {**{key: value for key, value in way.items() if value is not None}, **settings}
             contenders[name] = lambda chosen=chosen: model.generate(prompt, **chosen)
-        yield from against_baseline(f"VGT-Tiny, {side}x{side}, {tokens} a step", in_turn(device, runs, **contenders))
+        yield from against_baseline(f"{NAME}, {side}x{side}, {tokens} a step", in_turn(device, runs, **contenders))
     for batch in (1, 8):
         fast = {**shape, "flow": PRESETS["fast"].flow}
         seconds = in_turn(
@@ -129,7 +131,7 @@ def fewer(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
             baseline=lambda n=batch, s=fast: model.generate([prompt] * n, **s, cfg_end=1.0),
             ours=lambda n=batch, s=fast: model.generate([prompt] * n, **s, cfg_end=0.5),
         )
-        yield Row(f"VGT-Tiny, batch {batch}, fast, guidance for the first half (baseline: to the end)", seconds)
+        yield Row(f"{NAME}, batch {batch}, fast, guidance for the first half (baseline: to the end)", seconds)
 
 
 def against_baseline(case: str, seconds: dict[str, float]) -> Iterator[Row]:
@@ -141,7 +143,7 @@ def against_baseline(case: str, seconds: dict[str, float]) -> Iterator[Row]:
 
 def full(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
     """Time the published sizes with random weights, 448x448."""
-    tokenizer = vgt.load(TINY).tokenizer
+    tokenizer = vgt.load(BUNDLED).tokenizer
     for name, which, language in (
         ("InternVL3-1.6B", "internvl3", INTERNVL3_1_6B),
         ("Qwen2.5-VL-2B", "qwen2_5_vl", QWEN2_5_VL_2B),
@@ -179,11 +181,11 @@ def generation(name, generator, tokenizer, side, batch, tokens_per_step, runs) -
 
 
 def length(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """See whether a token costs the same late in a picture as early: VGT-Tiny's sizes with queries for 448x448.
+    """See whether a token costs the same late in a picture as early: the bundled model with queries for 448x448.
 
     The last 16 tokens of 256, the others being known, in turn with a picture of 16: a drifting machine favours neither.
     """
-    model = vgt.load(TINY, device, dtype)
+    model = vgt.load(BUNDLED, device, dtype)
     config = replace(model.config.generator, query_grid=16)
     generator = random_weights(Generator(config, model.config.family, device="meta", dtype=dtype), device)
     rest = torch.zeros(16, 16, dtype=torch.bool)
@@ -207,19 +209,17 @@ def length(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]
 
 
 def precision(device: torch.device, dtype: torch.dtype, runs: int) -> Iterator[Row]:
-    """Measure how far bfloat16 is from float32 over a picture of VGT-Tiny, beside the baseline's own distance."""
+    """Measure how far bfloat16 is from float32 over a picture, beside the baseline's own distance."""
     ours, theirs = bfloat16_errors(device, range(2))
-    yield Row(
-        "", {}, note=f"Error of bfloat16 over a picture of VGT-Tiny: ours {ours:.4f}, the baseline's {theirs:.4f}."
-    )
+    yield Row("", {}, note=f"Error of bfloat16 over a picture of {NAME}: ours {ours:.4f}, the baseline's {theirs:.4f}.")
 
 
 def bfloat16_errors(device: torch.device, seeds) -> tuple[float, float]:
-    """Measure the RMS distance of bfloat16 latents from float32's, median over VGT-Tiny's pictures: ours, baseline's.
+    """Measure the RMS distance of bfloat16 latents from float32's, median over some pictures: ours, the baseline's.
 
     The median, because now and then a rounded token sends the rest of a picture elsewhere, whoever computes it.
     """
-    exact, rounded = (vgt.load(TINY, device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, rounded = (vgt.load(BUNDLED, device, dtype) for dtype in (torch.float32, torch.bfloat16))
     plain = Baseline(rounded.generator, rounded.tokenizer)
     side = exact.config.token_pixels * min(exact.config.generator.grid)
     prompts = ["two red stars"] * 16
@@ -290,7 +290,7 @@ def head_bytes(head: FlowHead) -> int:
 
 CASES = {
     "head": head,
-    "tiny": tiny,
+    "bundled": bundled,
     "fewer": fewer,
     "length": length,
     "precision": precision,

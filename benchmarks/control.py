@@ -21,7 +21,8 @@ from vgt.evaluation.drawing import picture_seed, to_image
 from vgt.sampling import PRESETS
 from vgt.scenes.detector import detect, mistake
 
-MODEL = Path(__file__).parents[1] / "models" / "vgt-tiny.safetensors"
+from .cases import BUNDLED
+
 TRIES = 60
 SEED = 5
 ORDER = "sequential"
@@ -164,7 +165,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--only", choices=["regions", "prompts", "beginnings", "costs"])
     arguments = parser.parse_args()
-    model = vgt.load(MODEL)
+    model = vgt.load(BUNDLED)
     work = {
         "regions": lambda: regions(model, arguments.folder),
         "prompts": lambda: prompts(model),

@@ -29,7 +29,7 @@ from vgt.run.generation import Generator, generate
 from vgt.sampling import PRESETS, SamplingSettings
 
 from . import timing
-from .cases import INTERNVL3_1_6B, QWEN2_5_VL_2B, TINY, Row, generation, random_weights
+from .cases import BUNDLED, INTERNVL3_1_6B, NAME, QWEN2_5_VL_2B, Row, generation, random_weights
 from .timing import in_turn
 
 ROOT = Path(__file__).parent.parent
@@ -71,9 +71,9 @@ def tests() -> Iterator[Row]:
 
 def agreement() -> Iterator[Row]:
     """Compare graphs, compiled and eager steps, and each with float32."""
-    exact = vgt.load(TINY, DEVICE, torch.float32).generate(PROMPT, seed=1, graphs=False)
+    exact = vgt.load(BUNDLED, DEVICE, torch.float32).generate(PROMPT, seed=1, graphs=False)
     for dtype in (torch.float32, torch.bfloat16):
-        model = vgt.load(TINY, DEVICE, dtype)
+        model = vgt.load(BUNDLED, DEVICE, dtype)
         eager = model.generate(PROMPT, seed=1, graphs=False)
         replayed = model.generate(PROMPT, seed=1)
         with_compiler = model.generate(PROMPT, seed=1, graphs=False, compile=True)
@@ -95,14 +95,14 @@ def allocator() -> Iterator[Row]:
 
 def speed(family: str, batch: int) -> Iterator[Row]:
     """Time random weights of the real size beside the baseline: published, then fast settings."""
-    tiny = vgt.load(TINY)
+    bundled = vgt.load(BUNDLED)
     name, generator, side = _real_size(family)
     for tokens in (1,) if SMALL else (1, 4, 16):
-        yield generation(name, generator, tiny.tokenizer, side, batch, tokens, 1)
+        yield generation(name, generator, bundled.tokenizer, side, batch, tokens, 1)
         settings = SamplingSettings(side, side, tokens_per_step=tokens).over(PRESETS["fast"])
 
         def draw(graphs, settings=settings):
-            return generate(generator, tiny.tokenizer, [PROMPT] * batch, settings=settings, graphs=graphs)
+            return generate(generator, bundled.tokenizer, [PROMPT] * batch, settings=settings, graphs=graphs)
 
         seconds = in_turn(DEVICE, 1, ours=lambda d=draw: d(True), eager=lambda d=draw: d(False))
         yield Row(f"{name}, {side}x{side}, batch {batch}, {tokens} a step, fast", seconds)
@@ -114,7 +114,7 @@ def ways() -> Iterator[Row]:
     "Products" is compiled without the flow head's sums for few rows (vgt/networks/few_rows.py).
     """
     name, generator, side = _real_size("internvl3")
-    tokenizer = vgt.load(TINY).tokenizer
+    tokenizer = vgt.load(BUNDLED).tokenizer
     settings = SamplingSettings(side, side)
 
     def draw(flash=False, few=few_rows.FEW, **how):
@@ -146,10 +146,10 @@ def ways() -> Iterator[Row]:
 
 
 def _real_size(family: str) -> tuple[str, Generator, int]:
-    """Name, generator and side of the picture: random weights of a published size, in the small form VGT-Tiny."""
+    """Name, generator and side of the picture: random weights of a published size; the bundled model, if small."""
     if SMALL:
-        model = vgt.load(TINY, DEVICE, DTYPE)
-        return "VGT-Tiny", model.generator, 2 * model.config.token_pixels
+        model = vgt.load(BUNDLED, DEVICE, DTYPE)
+        return NAME, model.generator, 2 * model.config.token_pixels
     language = {"internvl3": INTERNVL3_1_6B, "qwen2_5_vl": QWEN2_5_VL_2B}[family]
     made = Generator(GeneratorConfig(language), family, device="meta", dtype=DTYPE)
     return f"{family}, real size", random_weights(made, DEVICE), 448
@@ -157,7 +157,7 @@ def _real_size(family: str) -> tuple[str, Generator, int]:
 
 def two_models() -> Iterator[Row]:
     """Let two models draw in turn, each with its graphs."""
-    models = [vgt.load(TINY, DEVICE, DTYPE) for _ in range(2)]
+    models = [vgt.load(BUNDLED, DEVICE, DTYPE) for _ in range(2)]
     first = [model.generate(PROMPT, seed=seed) for seed, model in enumerate(models)]
     for _ in range(2):
         for seed, model in enumerate(models):
@@ -184,7 +184,7 @@ def in_host(card: int | None, dtype: str) -> Iterator[Row]:
             share = f"torch.cuda.set_per_process_memory_fraction({min(1, card / total)})"
             limit.write_text(f"import torch\nif torch.cuda.is_available():\n    {share}\nNODE_CLASS_MAPPINGS = {{}}\n")
         with Host(ROOT_COMFYUI, base, sys.executable, arguments, log=Path(base) / "host.log") as host:
-            name = TINY.name
+            name = BUNDLED.name
             if not SMALL:
                 name = "random.safetensors"
                 save_checkpoint(_random_checkpoint(), host.base / "models" / "vgt" / name)
@@ -229,14 +229,14 @@ def _draw_in(host, name: str, dtype: str, seed: int) -> float:
 
 
 def _random_checkpoint():
-    """A model file of the published 1.6B size: VGT-Tiny's tokenizer, a generator of random weights."""
-    tiny = read_checkpoint(TINY)
+    """A model file of the published 1.6B size: the bundled model's tokenizer, a generator of random weights."""
+    bundled = read_checkpoint(BUNDLED)
     config = GeneratorConfig(INTERNVL3_1_6B)
-    made = Generator(config, tiny.config.family, tiny.config.token_pixels, device="meta", dtype=torch.bfloat16)
+    made = Generator(config, bundled.config.family, bundled.config.token_pixels, device="meta", dtype=torch.bfloat16)
     weights = random_weights(made, torch.device("cpu")).state_dict()
-    kept = {name: tensor for name, tensor in tiny.tensors.items() if not name.startswith("generator.")}
+    kept = {name: tensor for name, tensor in bundled.tensors.items() if not name.startswith("generator.")}
     tensors = kept | {f"generator.{name}": tensor for name, tensor in weights.items()}
-    return replace(tiny, config=replace(tiny.config, generator=config), tensors=tensors)
+    return replace(bundled, config=replace(bundled.config, generator=config), tensors=tensors)
 
 
 PARTS = {

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def tiny():
+def bundled_model():
     """The bundled model's file."""
     return bundled.PATH
 

@@ -14,13 +14,13 @@ FAST = ["--steps", "2", "--device", "cpu"]
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, tiny, capsys):
+def command(tmp_path, monkeypatch, bundled_model, capsys):
     """Run a command in a folder of its own, with the model's path for MODEL → (status, what stood on stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
         capsys.readouterr()
-        status = main([str(tiny) if argument == "MODEL" else argument for argument in arguments])
+        status = main([str(bundled_model) if argument == "MODEL" else argument for argument in arguments])
         return status, capsys.readouterr().err.strip()
 
     run.folder = tmp_path

@@ -76,11 +76,11 @@ def of_vgt(words):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, tiny):
+def checkout(tmp_path_factory, bundled_model):
     """A folder with the model where the documentation has it."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "models").mkdir()
-    (folder / "models" / tiny.name).symlink_to(tiny)
+    (folder / "models" / bundled_model.name).symlink_to(bundled_model)
     return folder
 
 

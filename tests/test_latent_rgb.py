@@ -30,9 +30,10 @@ def test_a_linear_relation_is_found():
         fit([(latents[:1], pixels[:1])])
 
 
-def test_vgt_tinys_colours_are_near_what_its_decoder_draws(tiny):
+def test_the_bundled_models_colours_are_near_what_its_decoder_draws(bundled_model):
     """On scenes that the fit has not seen, and far nearer than one grey for all tokens."""
-    matrix, model, scenes = update_tiny.scenes_matrix(tiny, 40), vgt.load(tiny), ScenesDataset(112, seed=6, length=10)
+    matrix, model = update_tiny.scenes_matrix(bundled_model, 40), vgt.load(bundled_model)
+    scenes = ScenesDataset(112, seed=6, length=10)
     latents = model.encode(torch.stack([scenes[index][0] for index in range(10)]))
     decoded = torch.nn.functional.adaptive_avg_pool2d(model.decode(latents), latents.shape[2:])
     error = (colours(matrix, latents) - decoded).square().mean()

@@ -12,8 +12,8 @@ SEEDS = range(4)
 
 
 @pytest.mark.parametrize("asked", [TYPED, AFTERWARDS, PLACES], ids=["forty", "afterwards", "places"])
-def test_what_people_type_is_drawn(tiny, asked):
-    model = vgt.load(tiny)
+def test_what_people_type_is_drawn(bundled_model, asked):
+    model = vgt.load(bundled_model)
     steps = model.recommended.filled().flow.steps
     noise = torch.cat([draw_noise(seed, [0], 16, steps) for seed in SEEDS])
     right = {}

@@ -74,16 +74,16 @@ def random_lora(model, rank=4, seed=5):
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def model():
     return vgt.load(PATH)
 
 
 @pytest.fixture(scope="module")
-def lora(host, tiny):
+def lora(host, model):
     """A LoRA file in the host's models/loras."""
     folder = host.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(random_lora(tiny), folder / "random.safetensors")
+    save_file(random_lora(model), folder / "random.safetensors")
     return folder / "random.safetensors"
 
 
@@ -169,7 +169,7 @@ def test_strength_0_is_the_model_itself_and_the_model_stays(host, lora):
     assert torch.equal(run_latent(host, with_lora(load(NAME), seed=1)), before)
 
 
-def test_train_save_load_draw_in_one_run(host, tiny):
+def test_train_save_load_draw_in_one_run(host, model):
     """The whole way; then the saved file draws what the trained model did, and the base is as it was."""
     before = run_latent(host, with_lora(load(NAME), seed=2))
     graph = with_lora(saved(trained()), (["train", 1], 1.0), seed=2)
@@ -237,7 +237,7 @@ def sentence(host, graph):
     return str(caught.value)
 
 
-def test_bad_input_is_one_sentence_each(host, lora, tiny, tmp_path):
+def test_bad_input_is_one_sentence_each(host, lora, model, tmp_path):
     install_models(host)
     folder = host.base / "models" / "loras"
     flux = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 8)}

@@ -226,9 +226,9 @@ def test_a_record_shows_the_run(model):
     assert sum(corner[0]) > sum(corner[1])
 
 
-def test_the_spread_is_that_of_the_draws(tiny):
+def test_the_spread_is_that_of_the_draws(bundled_model):
     """The mean square distance of many draws of one token from their mean is what the record says."""
-    model = vgt.load(tiny)
+    model = vgt.load(bundled_model)
     record = vgt.RunRecord()
     settings = {"cfg": 1.0, "seed": 3, "stop_at": (28 / SIDE) ** 2, "order_seed": 3, "flow": vgt.FlowSettings()}
     drawn = model.generate(["a red circle"] * 64, record=record, **settings)

@@ -55,9 +55,9 @@ def test_a_wording_is_read_as_a_caption(typed):
     assert prompt_normaliser(WORDINGS).normalize_str(typed) == READ[typed]
 
 
-def test_the_file_reads_captions_as_it_did_in_training(captions, tiny):
+def test_the_file_reads_captions_as_it_did_in_training(captions, bundled_model):
     """Its wordings change no caption: the ids of the whole text, template included, are those without a normaliser."""
-    checkpoint = read_checkpoint(tiny)
+    checkpoint = read_checkpoint(bundled_model)
     plain = json.loads(checkpoint.tokenizer_json)
     assert plain["normalizer"]["type"] == "Sequence"
     plain["normalizer"] = {"type": "NFC"}
@@ -71,19 +71,19 @@ def test_the_file_reads_captions_as_it_did_in_training(captions, tiny):
     assert before.image_start == after.image_start
 
 
-def test_what_the_script_writes_is_the_file_that_ships(tiny, tmp_path):
-    recommended = read_checkpoint(tiny).recommended
-    update_tiny.update(tiny, tmp_path / "again.safetensors", recommended)
-    assert (tmp_path / "again.safetensors").read_bytes() == tiny.read_bytes()
+def test_what_the_script_writes_is_the_file_that_ships(bundled_model, tmp_path):
+    recommended = read_checkpoint(bundled_model).recommended
+    update_tiny.update(bundled_model, tmp_path / "again.safetensors", recommended)
+    assert (tmp_path / "again.safetensors").read_bytes() == bundled_model.read_bytes()
 
 
-def test_the_tokenizer_tells_what_training_never_showed(tiny):
-    tokenizer = build_tokenizer(read_checkpoint(tiny))
+def test_the_tokenizer_tells_what_training_never_showed(bundled_model):
+    tokenizer = build_tokenizer(read_checkpoint(bundled_model))
     assert tokenizer.never_seen("A Cat and five RED circles, a cat on a black background") == ["cat", "five", "black"]
     assert tokenizer.never_seen("A red disk, on top of the blue square!") == []
 
 
-def test_a_model_whose_file_names_no_words_says_nothing(tiny):
-    checkpoint = read_checkpoint(tiny)
+def test_a_model_whose_file_names_no_words_says_nothing(bundled_model):
+    checkpoint = read_checkpoint(bundled_model)
     checkpoint.vocabulary = None
     assert build_tokenizer(checkpoint).never_seen("a cat") == []

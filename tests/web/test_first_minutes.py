@@ -18,9 +18,9 @@ TEXT = """() => app.graph._nodes.find(n => n.type === 'VGTARSampler').widgets
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory, tiny):
+def host(tmp_path_factory, bundled_model):
     with visited_host(tmp_path_factory.mktemp("first-home")) as running:
-        shutil.copy(tiny, running.base / "models" / "vgt" / "words.safetensors")
+        shutil.copy(bundled_model, running.base / "models" / "vgt" / "words.safetensors")
         yield running
 
 
