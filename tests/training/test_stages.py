@@ -184,6 +184,20 @@ def test_first_layers_may_stay_as_they_are(base, tokenizer, tmp_path):
     )
 
 
+def test_all_layers_may_stay_as_they_are(base, tokenizer, tmp_path):
+    generator_command.run(generator(base, tokenizer, steps=1), tmp_path / "one", None)
+    config = generator(base, tokenizer, steps=3)
+    config["init"] = str(tmp_path / "one" / generator_command.FILE)
+    config["objective"] = {"frozen": 2}
+    generator_command.run(config, tmp_path / "two", None)
+    one, two = (vgt.load(tmp_path / name / generator_command.FILE).generator for name in ("one", "two"))
+    differs = {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, two.state_dict()[name])}
+    assert {name.split(".")[0] for name in differs} == {"flow_head", "image_out_projector"}
+    config["objective"] = {"frozen": 3}
+    with pytest.raises(TrainingError, match=r"objective\.frozen is 3; the language model has 2 layers"):
+        generator_command.run(config, tmp_path / "three", None)
+
+
 def test_an_opening_may_learn_some_of_the_places(base):
     """What it says of them is what it says of them among all."""
     found = load_base(base / "base")

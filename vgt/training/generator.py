@@ -48,7 +48,8 @@ class Objective:
     language_rate: float = 1.0
     """The language model's learning rate, as a multiple of that of the new parts."""
     frozen: int = 0
-    """So many first layers of the language model stay as they are, and with them words and position queries."""
+    """So many first layers of the language model stay as they are, and with them words and position queries. If it is
+    all of them, nothing learns but the flow head and the projector to it, at half the work."""
 
 
 def flow_matching(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +90,12 @@ class GeneratorStage(Stage):
         self.checkpointing = settings.checkpointing
         self.drawn: int | None = None
         if objective.frozen:
-            model = self.generator.language_model
-            for part in (model.embed_tokens, *model.layers[: objective.frozen], self.generator.position_queries):
+            model, kept = self.generator.language_model, [self.generator.position_queries]
+            if objective.frozen < len(model.layers):
+                kept += [model.embed_tokens, *model.layers[: objective.frozen]]
+            else:
+                kept += [model, self.generator.image_in_projector]
+            for part in kept:
                 part.requires_grad_(False)
         self.auxiliary = nn.ModuleDict()
         """What is for learning alone: it is saved with a run, and not with a model."""

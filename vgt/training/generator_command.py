@@ -73,6 +73,9 @@ def run(config: dict, out: Path, until: int | None) -> None:
         )
     if objective.places is not None:
         check_whole("objective.places", objective.places)
+    layers = generator.config.language.depth
+    if not 0 <= objective.frozen <= layers:
+        raise TrainingError(f"objective.frozen is {objective.frozen}; the language model has {layers} layers.")
     if not objective.draws and (objective.repa or not objective.guess):
         raise TrainingError(
             "objective.draws is 0, so there is no flow head to learn; set objective.guess alone, or draws."
