@@ -9,11 +9,11 @@ import muon_share
 from vgt.training import muon
 from vgt.training.processes import together
 
-if not hasattr(torch.optim, "Muon"):
-    pytest.skip("PyTorch has Muon from 2.9 on", allow_module_level=True)
+beside_theirs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
 
 
-THEIRS = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
+def theirs_of(parameters, **settings):
+    return torch.optim.Muon(parameters, adjust_lr_fn="match_rms_adamw", **settings)
 
 
 def trained(kind, steps=3, state=None):
@@ -24,22 +24,34 @@ def trained(kind, steps=3, state=None):
     return parameters, optimiser
 
 
+@beside_theirs
 def test_it_does_what_pytorchs_does():
-    (ours, mine), (theirs, other) = trained(muon.Muon), trained(THEIRS)
+    (ours, mine), (theirs, other) = trained(muon.Muon), trained(theirs_of)
     assert all(torch.equal(one, same) for one, same in zip(ours, theirs))
     assert all(
         torch.equal(mine.state[a]["momentum_buffer"], other.state[b]["momentum_buffer"]) for a, b in zip(ours, theirs)
     )
 
 
+@beside_theirs
 def test_float32_differs_by_rounding_only_and_goes_on_from_either():
-    (ours, _), (theirs, other) = trained(partial(muon.Muon, dtype=torch.float32)), trained(THEIRS)
-    start, _ = trained(THEIRS, steps=0)
+    (ours, _), (theirs, other) = trained(partial(muon.Muon, dtype=torch.float32)), trained(theirs_of)
+    start, _ = trained(theirs_of, steps=0)
     for one, same, first in zip(ours, theirs, start):
         moved = (same - first).norm()
         assert (one - same).norm() < 0.03 * moved
     goes_on, _ = trained(partial(muon.Muon, dtype=torch.float32), 1, other.state_dict())
     assert all(parameter.isfinite().all() for parameter in goes_on)
+
+
+def test_a_convolution_is_a_matrix():
+    kernel = torch.nn.Parameter(torch.randn(64, 32, 3, 3))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn(kernel.shape)
+    matrix.grad = kernel.grad.flatten(1)
+    for parameter in (kernel, matrix):
+        muon.Muon([parameter], torch.float32, lr=0.02, weight_decay=0.1).step()
+    assert torch.equal(kernel.flatten(1), matrix)
 
 
 def test_processes_share_the_work_and_get_the_same(tmp_path):

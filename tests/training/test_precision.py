@@ -7,8 +7,6 @@ from vgt.training import optimiser, precision
 from vgt.training.optimiser import make_optimisers, told
 from vgt.training.settings import Settings
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is new in PyTorch 2.9")
-
 
 @pytest.fixture(params=[False, True])
 def slow(request, monkeypatch):

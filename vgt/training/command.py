@@ -114,8 +114,6 @@ def read_settings(config: dict) -> Settings:
         check_whole(f"training.{name}", getattr(settings, name))
     if settings.dtype not in ("float32", "bfloat16"):
         raise TrainingError(f"training.dtype is {settings.dtype!r}; it must be float32 or bfloat16.")
-    if settings.muon and not hasattr(torch.optim, "Muon"):
-        raise TrainingError(f"training.muon needs PyTorch 2.9 or newer; this is {torch.__version__}.")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     return settings

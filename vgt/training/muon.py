@@ -1,8 +1,8 @@
-"""Muon (Keller Jordan, 2024) with what PyTorch's lacks: processes share the work, in float32 where bfloat16 is slow.
+"""Muon (Keller Jordan, 2024) with what PyTorch's lacks: convolutions, shared work, float32 where bfloat16 is slow.
 
-PyTorch's computes the Newton-Schulz iteration in bfloat16, for every matrix in every process. A processor without units
-for bfloat16 emulates each product, and most of a step is then spent there. State and groups are those of PyTorch's, so
-a run may go on elsewhere with either.
+PyTorch's takes matrices alone, and computes the Newton-Schulz iteration in bfloat16 for every matrix in every process.
+A processor without units for bfloat16 emulates each product, and most of a step is then spent there. State and groups
+of matrices are those of PyTorch's, so a run may go on elsewhere with either.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from torch import Tensor
 from .processes import rank_and_world
 
 
-class Muon(torch.optim.Muon):
+class Muon(torch.optim.Optimizer):
     """torch.optim.Muon with `adjust_lr_fn` "match_rms_adamw"; each process orthogonalises a share of the matrices.
 
-    All processes of a group must have the same gradients.
+    A convolution [out, in, rows, columns] is the matrix [out, in * rows * columns]. All processes of a group must have
+    the same gradients.
     """
 
-    def __init__(self, parameters, dtype: torch.dtype = torch.bfloat16, **settings):
-        """dtype: of the Newton-Schulz iteration. settings: those of torch.optim.Muon."""
-        super().__init__(parameters, adjust_lr_fn="match_rms_adamw", **settings)
+    def __init__(self, parameters, dtype: torch.dtype = torch.bfloat16, *, lr: float, weight_decay: float):
+        """dtype: of the Newton-Schulz iteration. Its coefficients and steps, and the momentum, are PyTorch's."""
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95, "nesterov": True, "eps": 1e-7}
+        newton_schulz = {"ns_coefficients": (3.4445, -4.775, 2.0315), "ns_steps": 5}
+        super().__init__(parameters, {**defaults, **newton_schulz, "adjust_lr_fn": "match_rms_adamw"})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -38,7 +41,8 @@ class Muon(torch.optim.Muon):
                 state["momentum_buffer"] = torch.zeros_like(parameter.grad)
             momentum = state["momentum_buffer"]
             momentum.lerp_(parameter.grad, 1 - group["momentum"])
-            wanted.append(parameter.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum)
+            ahead = parameter.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            wanted.append(ahead.flatten(1))
         rank, world = rank_and_world()
         owners = shares([x.numel() * min(x.shape) for x in wanted], world)
         updates = [torch.empty_like(x, dtype=self.dtype, memory_format=torch.contiguous_format) for x in wanted]
@@ -51,7 +55,7 @@ class Muon(torch.optim.Muon):
             _exchange(updates, owners)
         for (group, parameter), update in zip(learning, updates):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(parameter.shape)))
+            parameter.add_(update.view_as(parameter), alpha=-0.2 * group["lr"] * math.sqrt(max(update.shape)))
 
 
 def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

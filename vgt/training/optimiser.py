@@ -1,4 +1,4 @@
-"""Makes the optimisers of a stage: AdamW as published, or Muon for the matrices between hidden states."""
+"""Makes the optimisers of a stage: AdamW as published, or Muon for what maps hidden states to hidden states."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from .precision import bfloat16_is_slow, product_dtype
 from .settings import Settings, TrainingError
 
-_HIDDEN = 128
-"""A matrix with fewer rows or columns leads in or out: it is no map between hidden states."""
+_HIDDEN = 64
+"""A matrix, or the matrix of a convolution, with fewer rows or columns leads in or out, or to little work."""
 
 
 def make_optimisers(groups: list[dict], settings: Settings, embeddings: set[nn.Parameter]) -> list[Optimizer]:
@@ -69,6 +69,6 @@ def told(optimisers: list[Optimizer], settings: Settings) -> str:
 
 def _part(group: dict, embeddings: set[nn.Parameter], hidden: bool) -> dict:
     def is_hidden(parameter) -> bool:
-        return parameter.ndim == 2 and min(parameter.shape) >= _HIDDEN and parameter not in embeddings
+        return parameter.ndim in (2, 4) and min(parameter.flatten(1).shape) >= _HIDDEN and parameter not in embeddings
 
     return {**group, "params": [parameter for parameter in group["params"] if is_hidden(parameter) == hidden]}

@@ -24,7 +24,7 @@ class Settings:
     """Steps of linear rise to the learning rate; a cosine falls from there to `final_rate` times it."""
     final_rate: float = 0.0
     muon: bool = False
-    """Matrices between hidden states are trained by Muon, the rest by AdamW as published: fewer steps, each dearer.
+    """Matrices and convolutions between hidden states are trained by Muon, the rest by AdamW: fewer steps, each dearer.
     It orthogonalises in bfloat16, in float32 where that is slow; the first line of a run says which."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
