@@ -69,7 +69,19 @@ def test_shares_are_even():
     assert sorted(sum(cost for cost, own in zip([5, 1, 4, 2, 2, 2], owners) if own == n) for n in range(2)) == [8, 8]
 
 
-@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+@pytest.mark.parametrize("shape", [(40, 320), (320, 40), (32, 64)])
+def test_the_way_by_the_gram_matrix_gives_the_same(shape, monkeypatch):
+    """Of matrices as gradients are: a few directions hold nearly all."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    left, values, right = torch.linalg.svd(x, full_matrices=False)
+    x = left @ (values * torch.logspace(0, -5, len(values))).diag() @ right
+    ours = muon.orthogonalised(x, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    monkeypatch.setattr(muon, "_LONG", 1000)
+    step_by_step = muon.orthogonalised(x, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    assert (ours - step_by_step).norm() < 1e-3 * step_by_step.norm()
+
+
+@pytest.mark.parametrize("shape", [(40, 70), (70, 40), (40, 90), (90, 40)])
 def test_singular_values_come_near_1(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     values = torch.linalg.svdvals(muon.orthogonalised(x, (3.4445, -4.775, 2.0315), 5, 1e-7))

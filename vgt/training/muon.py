@@ -15,6 +15,9 @@ from torch import Tensor
 
 from .processes import rank_and_world
 
+_LONG = 2
+"""How many times as long as wide a float32 matrix is that is better orthogonalised by way of its Gram matrix."""
+
 
 class Muon(torch.optim.Optimizer):
     """torch.optim.Muon with `adjust_lr_fn` "match_rms_adamw"; each process orthogonalises a share of the matrices.
@@ -64,10 +67,29 @@ def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: i
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.dtype == torch.float32 and x.shape[1] >= _LONG * x.shape[0]:
+        x = _factor(x @ x.T, coefficients, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
+
+
+def _factor(gram: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """The product of the iteration's polynomials, [n, n], from x's products of rows with rows [n, n].
+
+    Each step is x ← p x and so gram ← p gram p, where p is a polynomial in gram: x itself need not be touched.
+    """
+    a, b, c = coefficients
+    product = None
+    for step in range(steps):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if step + 1 < steps:
+            gram = polynomial @ gram @ polynomial
+    return product
 
 
 def shares(costs: list[int], processes: int) -> list[int]:
