@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vgt.training import optimiser, precision
+from miniatures import captioner, losses
+from vgt.training import captioner_command, optimiser, precision
 from vgt.training.optimiser import make_optimisers, told
 from vgt.training.settings import Settings
 
@@ -38,3 +39,13 @@ def test_float32_stays_float32(slow):
 def test_a_gpu_is_not_measured():
     assert precision.bfloat16_is_slow("cuda") is False
     assert precision.bfloat16_is_slow("cpu") in (False, True)
+
+
+def test_a_run_goes_on_on_another_machine(tmp_path, monkeypatch, capsys):
+    """One without units for bfloat16, where the first half was computed with them."""
+    config = captioner(steps=4, dtype="bfloat16")
+    for slow, until, said in ((False, 2, "products in bfloat16"), (True, None, "products in float32")):
+        monkeypatch.setattr(precision, "bfloat16_is_slow", lambda device, slow=slow: slow)
+        captioner_command.run(config, tmp_path, until)
+        assert said in capsys.readouterr().out
+    assert len(losses(tmp_path)) == 4 and torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 4
