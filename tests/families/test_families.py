@@ -212,7 +212,10 @@ def published(model, found):
 
 
 def test_a_model_is_converted_and_loaded_again(found, trained, base, tmp_path):
-    """The same model in the published layout, and in one file made from that, draws the same."""
+    """The same model in the published layout, and in one file made from that, has the same weights and draws the same.
+
+    To rounding: some processors' products depend on where in memory a tensor lies.
+    """
     model = vgt.load(trained, dtype=torch.float32)
     folder = tmp_path / "published"
     (folder / "base").mkdir(parents=True)
@@ -226,9 +229,12 @@ def test_a_model_is_converted_and_loaded_again(found, trained, base, tmp_path):
     for source in (folder, tmp_path / "one.safetensors"):
         again = vgt.load(source, dtype=torch.float32)
         assert again.config == model.config
-        assert torch.equal(again.generate("a red circle", **settings), expected)
+        for part, same in ((again.generator, model.generator), (again.autoencoder, model.autoencoder)):
+            state, wanted = part.state_dict(), same.state_dict()
+            assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
+        torch.testing.assert_close(again.generate("a red circle", **settings), expected, rtol=0, atol=1e-4)
         pixels = torch.rand(1, 3, side, 2 * side)
-        assert torch.equal(again.encode(pixels), model.encode(pixels))
+        torch.testing.assert_close(again.encode(pixels), model.encode(pixels), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("merge", [1, 2, 3])
