@@ -20,14 +20,17 @@ IN_HOST = """
     sys.path.insert(0, comfyui)
     import comfy.options
     comfy.options.enable_args_parsing()
+    began = time.process_time()
     import torch, comfy.sd, comfy.model_management, comfy_api.latest, folder_paths
+    of_host = time.process_time() - began
 
     before = set(sys.modules)
     began = time.process_time()
     spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
     pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
-    said = {"seconds": time.process_time() - began, "new": sorted(set(sys.modules) - before)}
+    seconds = time.process_time() - began
+    said = {"seconds": seconds, "of_host": of_host, "new": sorted(set(sys.modules) - before)}
 
     from pack.nodes import sampling
     from pack.nodes.host import drawing, loading, progress
@@ -126,9 +129,9 @@ def in_host(models):
 
 
 def test_pack_adds_little_to_the_start(host, in_host):
-    """The log's own line is of wall-clock time, which a busy machine stretches; the process's own time is not."""
+    """The log's own line is of wall-clock time, which a busy machine stretches; and a slow one is slow with both."""
     assert re.search(r"([\d.]+) seconds: .*ComfyUI-VGT$", host.log(), re.MULTILINE)
-    assert in_host["seconds"] < 0.2
+    assert in_host["seconds"] < 0.1 * in_host["of_host"]
 
 
 def test_import_brings_no_other_package(in_host):
