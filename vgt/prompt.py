@@ -105,7 +105,8 @@ class PromptTokenizer:
         texts = [own.prompt.format(prompt=prompt.strip()) for prompt in prompts]
         for negative in negatives or ():
             texts.append(own.no_prompt if negative is None else own.prompt.format(prompt=negative.strip()))
-        rows = [self._encode(own.turn.format(text=text)) for text in texts]
+        turns = [own.turn.format(text=text) for text in texts]
+        rows = [encoded.ids for encoded in self._tokenizer.encode_batch(turns, add_special_tokens=False)]
         lengths = tuple(len(row) for row in rows)
         longest = max(lengths)
         if longest > MAX_PROMPT_TOKENS:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the folder to train into, instead of the configuration's")
     parser.add_argument("--until", type=int, help="stop with a checkpoint after this many steps of the schedule")
     parser.add_argument("--processes", type=int, default=1, help="a whole model: how many processes train it")
+    parser.add_argument("--workers", type=int, default=0, help="a whole model: how many more processes draw pictures")
 
 
 def run(options) -> None:
@@ -28,8 +29,10 @@ def run(options) -> None:
         from .recipes import run_all
 
         check_whole("--processes", options.processes)
+        if options.workers < 0:
+            raise TrainingError(f"--workers is {options.workers}; it must be 0 or more.")
         try:
-            return run_all(options.stage, options.config, options.processes)
+            return run_all(options.stage, options.config, options.processes, options.workers)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
     config = read_config(options.config)

@@ -64,6 +64,13 @@ def draw_times(count: int, shift: float, rng: torch.Generator) -> Tensor:
     return 1 - shift * u / (1 + (shift - 1) * u)
 
 
+def _beside(x: Tensor, rng: torch.Generator) -> torch.Generator:
+    """A generator on x's device, seeded by `rng`: noise drawn by a processor would keep a GPU waiting."""
+    if x.device.type == rng.device.type:
+        return rng
+    return torch.Generator(x.device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
+
+
 class GeneratorStage(Stage):
     """Trains language model, position queries and flow head together, on latents of a frozen tokenizer."""
 
@@ -205,7 +212,7 @@ class GeneratorStage(Stage):
         """
         objective, flow_head = self.objective, self.generator.flow_head
         condition, x = (rows.repeat(objective.draws, 1) for rows in (condition, latents))
-        noise = torch.randn(x.shape, generator=rng).to(x)
+        noise = torch.randn(x.shape, generator=_beside(x, rng), device=x.device, dtype=x.dtype)
         t = draw_times(len(x), objective.shift, rng).to(x)
         x_t, velocity = flow_matching(x, noise, t)
         return flow_head(x_t, t, condition).float(), velocity
