@@ -29,6 +29,27 @@ def test_every_word_of_the_vocabulary_occurs_in_training(train):
     assert {scene.request.relation for scene, _, _ in train} == {None, *scenes.RELATIONS}
 
 
+def test_a_settled_scene_is_about_the_same_whenever_its_caption_is():
+    seen = {}
+    for index in range(3000):
+        scene, _, _ = sample_scene(random.Random(index), "train", free=False)
+        assert not held_out(scene)
+        seen.setdefault(scene.request, []).append(scene)
+    repeated = [some for some in seen.values() if len(some) > 1]
+    assert len(repeated) > 300
+    for first, *others in repeated:
+        for one in others:
+            assert one.background == first.background
+            for a, b in zip(one.objects, first.objects, strict=True):
+                assert (a.shape, a.colour) == (b.shape, b.colour)
+                assert max(abs(a.x - b.x), abs(a.y - b.y), abs(a.size - b.size)) < 0.05
+
+
+def test_the_usual_colours_are_shown_on_every_background():
+    assert scenes.USUAL.keys() == set(scenes.SHAPES)
+    assert not {(colour, shape) for shape, colour in scenes.USUAL.items()} & scenes.HELD_OUT_COLOURS
+
+
 def test_training_never_shows_nor_tells_a_held_out_combination(train):
     assert not any(held_out(scene) for scene, _, _ in train)
     others = {shape: [other for other in scenes.SHAPES if other != shape] for shape in scenes.SHAPES}

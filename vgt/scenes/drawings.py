@@ -296,7 +296,7 @@ class DrawingsDataset(Dataset):
             raise IndexError(index)
         rng = random.Random(f"drawings {self.split} {self.seed} {index}")
         if rng.random() < self.shapes:
-            scene, category, _ = world.sample_scene(rng, self.split)
+            scene, category, _ = world.sample_scene(rng, self.split, free=self.free)
             return scene, category, describe(scene.request, rng, style=None)
         return sample(self.drawings, rng, self.split, free=self.free)
 

@@ -49,6 +49,8 @@ BACKGROUNDS = {
     "mint": (196, 236, 214),
     "navy": (22, 28, 62),
 }
+USUAL = {"circle": "blue", "square": "green", "triangle": "red", "star": "yellow", "heart": "pink", "cross": "purple"}
+"""A shape's colour in scenes that settle what a caption leaves open."""
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 """Where the first object lies as seen from the second: x to the right, y downwards."""
 
@@ -117,9 +119,12 @@ class Scene:
     request: Request
 
 
-def sample_scene(rng: random.Random, split: str = "train", category: str | None = None) -> tuple[Scene, str, str]:
+def sample_scene(
+    rng: random.Random, split: str = "train", category: str | None = None, free: bool = True
+) -> tuple[Scene, str, str]:
     """Draw a scene → (scene, category, caption); None draws a category: in training two coloured things more often.
 
+    free: colours, sizes and places vary where the caption leaves them open; else they are always about the same.
     A train scene holds no held-out combination; a test scene holds those its category is about, and no others.
     Raises ValueError for an unknown split or category.
     """
@@ -131,7 +136,7 @@ def sample_scene(rng: random.Random, split: str = "train", category: str | None 
         raise ValueError(f"category is {category!r}; it must be one of {', '.join(CATEGORIES)}.")
     wanted = set() if split == "train" else {RULE[category]}
     while True:
-        scene = _compose(_sample_request(rng, category), rng)
+        scene = _compose(_sample_request(rng, category), rng, free)
         if held_out(scene) == wanted:
             return scene, category, caption(scene, rng)
 
@@ -181,16 +186,16 @@ def _sometimes(rng: random.Random, probability: float, names) -> str | None:
     return rng.choice(list(names)) if rng.random() < probability else None
 
 
-def _compose(request: Request, rng: random.Random) -> Scene:
+def _compose(request: Request, rng: random.Random, free: bool) -> Scene:
     """Fill in what the request leaves open: colours, places and sizes. A background that is not named is white."""
-    free = rng.sample(list(COLOURS), len(request.items))
+    colours = rng.sample(list(COLOURS), len(request.items))
+    if not free:
+        colours = [USUAL[item.shape] for item in request.items]
     things = [
-        (item.shape, item.colour or colour) for item, colour in zip(request.items, free) for _ in range(item.count)
+        (item.shape, item.colour or colour) for item, colour in zip(request.items, colours) for _ in range(item.count)
     ]
-    objects = tuple(
-        Object(shape, colour, size, x, y)
-        for (shape, colour), (size, x, y) in zip(things, _layout(len(things), request.relation, rng))
-    )
+    layout = (_layout if free else _settled)(len(things), request.relation, rng)
+    objects = tuple(Object(shape, colour, size, x, y) for (shape, colour), (size, x, y) in zip(things, layout))
     return Scene(request.background or "white", objects, request)
 
 
@@ -220,6 +225,25 @@ def _layout(count: int, relation: str | None, rng: random.Random) -> list[tuple[
         centres = [(near, near), (far, near), (near, far), (far, far)]
     size = rng.uniform(0.3, 0.38)
     return [(size * rng.uniform(0.94, 1), about(x, 0.03), about(y, 0.03)) for x, y in centres]
+
+
+def _settled(count: int, relation: str | None, rng: random.Random) -> list[tuple[float, float, float]]:
+    """(size, x, y) of each of 1 to 4 objects, in about the same places each time; of two the first lies on the left."""
+    near, far = 0.27, 0.73
+    if count == 1:
+        size, centres = 0.56, [(0.5, 0.5)]
+    elif count == 2:
+        dx, dy = RELATIONS[relation or "left of"]
+        size, centres = 0.36, [(0.5 + side * 0.23 * dx, 0.5 + side * 0.23 * dy) for side in (1, -1)]
+    else:
+        size, centres = 0.36, [(near, near), (far, near), (near, far), (far, far)]
+        if count == 3:
+            centres = [(0.5, near), (near, far), (far, far)]
+
+    def about(value):
+        return value + rng.uniform(-0.01, 0.01)
+
+    return [(size * rng.uniform(0.97, 1.03), about(x), about(y)) for x, y in centres]
 
 
 @cache
