@@ -3,15 +3,14 @@
 `python -m benchmarks.convergence drawings FOLDER --processes 2` works in the folder that `train drawings` filled (or
 `tiny`, that of `train tiny`): it trains a plain autoencoder (the same projection and pixel decoder behind a
 convolutional encoder, no VLM, no distillation) until it rebuilds held-out scenes as well as the recipe's tokenizer,
-then the same small generators, one a seed, on the latents of both, and scores them as they learn. What is done is
-skipped.
+then the same small generators, one a seed, on the latents of both, and scores them as they learn: on shapes, which a
+small generator learns in minutes. What is done is skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgt.config import FlowHeadConfig, GeneratorConfig, ModelConfig
-from vgt.evaluation import drawn_scenes, scenes, sweep
+from vgt.evaluation import scenes, sweep
+from vgt.evaluation.drawing import BLOCK
 from vgt.families import family
 from vgt.files.reading import read_checkpoint
 from vgt.model import Model, build_autoencoder
@@ -28,12 +28,11 @@ from vgt.networks.autoencoder import Autoencoder
 from vgt.networks.pixel_decoder import ResBlock
 from vgt.prompt import PromptTokenizer
 from vgt.sampling import SamplingSettings
-from vgt.scenes.recogniser import Recogniser
 from vgt.training.autoencoder import AutoencoderStage
 from vgt.training.autoencoder import Objective as TokenizerObjective
 from vgt.training.base_model import load_base
 from vgt.training.build import new_autoencoder, new_generator, seeded
-from vgt.training.command import read_config
+from vgt.training.command import read_config, read_settings
 from vgt.training.data import open_data
 from vgt.training.generator import GeneratorStage, Objective
 from vgt.training.latents import cached_latents
@@ -48,42 +47,27 @@ LAYERS = 3
 """Of the language model: a small generator shows which one is ahead in minutes."""
 WITHIN = 0.5
 """dB; so near to the tokenizer's reconstruction the plain autoencoder has to come, and stops."""
-TOKENIZER = Settings(
-    12_000, 16, 1e-3, warmup=50, final_rate=1.0, weight_decay=1e-4, ema=0.998, seed=3, dtype="bfloat16", threads=1,
-    save_every=250, sheet_every=250,
-)  # fmt: skip
-"""Its rate does not fall, so that it may stop anywhere."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOKENIZER = {"steps": 12_000, "final_rate": 1.0, "ema": 0.998, "save_every": 250, "sheet_every": 250, "device": DEVICE}
+"""The plain autoencoder's settings beside those of the recipe. Its rate does not fall, so that it may stop anywhere."""
 
 
 @dataclass(frozen=True)
 class World:
-    """What differs between the recipes: how much is learnt, and how the pictures are scored."""
+    """How much is learnt of a recipe's pictures, and how many prompts score it."""
 
     pictures: int
     prompts: int
     generator: Settings
-    scored: Callable[[Path], Callable]
-    """Of the folder with the drawings: a function of (model, prompts, settings) that gives the score."""
-
-
-def _shapes(folder: Path) -> Callable:
-    return lambda model, count, settings: scenes.score(model, count, settings, split="train")
-
-
-def _drawings(folder: Path) -> Callable:
-    recogniser = Recogniser(open_data({"kind": "drawings", "folder": folder, "size": 224}, captions=True).drawings)
-    return lambda model, count, settings: drawn_scenes.score(
-        model, recogniser.drawings, count, settings, split="train", recogniser=recogniser
-    )
 
 
 _GENERATOR = Settings(
-    1200, 64, 2e-3, warmup=50, weight_decay=0.02, ema=0.99, sheet_every=100, dtype="bfloat16", threads=1, compile=True,
-    muon=True,
+    1200, 64, 2e-3, warmup=50, weight_decay=0.02, ema=0.99, sheet_every=100, dtype="bfloat16", threads=1,
+    compile=DEVICE == "cpu", muon=True, device=DEVICE,
 )  # fmt: skip
 WORLDS = {
-    "tiny": World(40_000, 120, _GENERATOR, _shapes),
-    "drawings": World(40_000, 120, replace(_GENERATOR, steps=2400, sheet_every=300), _drawings),
+    "tiny": World(40_000, 120, _GENERATOR),
+    "drawings": World(40_000, 120, replace(_GENERATOR, steps=2400, sheet_every=300, save_every=300)),
 }
 
 
@@ -129,19 +113,20 @@ def plain_autoencoder(config, data, held_out, wanted: float, folder: Path, setti
     raise ValueError(f"The plain autoencoder rebuilds with {found:.2f} dB after {steps} steps, not {wanted:.2f}.")
 
 
-def converge(label: str, autoencoder, config, base, data: dict, world: World, score, folder: Path, seed: int) -> None:
+def converge(label: str, autoencoder, config, base, size: int, world: World, folder: Path, seed: int) -> None:
     """Train a generator on a tokenizer's latents; folder/STEP.json holds its score at every `sheet_every` steps.
 
     The latents lie beside the folder, for all seeds.
     """
-    settings, size = replace(world.generator, seed=seed), data["size"]
+    settings = replace(world.generator, seed=seed)
+    data = {"kind": "scenes", "size": size, "seed": 5}
     sizes = GeneratorConfig(base.language, FlowHeadConfig(256, 3), size // config.token_pixels)
     config = ModelConfig(base.family, config, sizes, base.pad_token)
     drawn = SamplingSettings(size, size, cfg=3.0, decoding="training-consistent").filled()
 
     def review(averaged, tokenizer, folder: Path, step: int) -> dict[str, float]:
-        model = Model(config, autoencoder, averaged, tokenizer, torch.device("cpu"), torch.float32)
-        result = score(model, world.prompts, drawn)
+        model = Model(config, autoencoder, averaged, tokenizer, torch.device(settings.device), torch.float32)
+        result = scenes.score(model, world.prompts, drawn, split="train", batch=BLOCK)
         result = {**result, "label": f"{label}, seed {seed}", "training_step": step}
         sweep.write(result, folder / f"{step:05}.json")
         return {"score": result["score"]}
@@ -152,8 +137,9 @@ def converge(label: str, autoencoder, config, base, data: dict, world: World, sc
         autoencoder,
         data,
         world.pictures,
-        "cpu",
+        settings.device,
         features=False,
+        workers=settings.workers,
     )
     generator = new_generator(sizes, base.family, settings.seed, base.token_pixels)
     generator.language_model.load_state_dict(base.language_state)
@@ -162,32 +148,29 @@ def converge(label: str, autoencoder, config, base, data: dict, world: World, sc
     train(stage, settings, folder, {"convergence": label})
 
 
-def compare(recipe: str, folder: Path, seeds: int) -> None:
+def compare(recipe: str, folder: Path, seeds: int, workers: int = 0) -> None:
     """Do all of it, in this process and the others of its group."""
     torch.set_num_threads(1)
     world, out = WORLDS[recipe], folder / "convergence"
+    world = replace(world, generator=replace(world.generator, workers=workers))
     out.mkdir(exist_ok=True)
-    config, later = (read_config(CONFIGS / f"{recipe}-{part}.toml") for part in ("autoencoder-1", "generator-1"))
-    tables = config["data"], config["held_out"], later["data"]
-    later["data"].pop("count")
-    for table in tables:
+    config = read_config(CONFIGS / f"{recipe}-autoencoder-2.toml")
+    for table in (config["data"], config["held_out"]):
         if "folder" in table:
             table["folder"] = str(folder / table["folder"])
-    data, held_out = (open_data(table, captions=False) for table in tables[:2])
+    data, held_out = (open_data(table, captions=False) for table in (config["data"], config["held_out"]))
+    settings = read_settings({"training": {**config["training"], "workers": workers, **TOKENIZER}})
     checkpoint = read_checkpoint(folder / f"{recipe}-autoencoder-3/autoencoder.safetensors")
     base = load_base(folder / f"{recipe}-captioner/base", layers=LAYERS)
-    tokenizer, sizes = build_autoencoder(checkpoint, dtype=torch.float32), checkpoint.config.autoencoder
-    judge = AutoencoderStage(
-        tokenizer, TokenizerObjective(adversarial=0.0, distillation=0.0), data, held_out, TOKENIZER
-    )
+    sizes = checkpoint.config.autoencoder
+    tokenizer = build_autoencoder(checkpoint, dtype=torch.float32).to(settings.device)
+    judge = AutoencoderStage(tokenizer, TokenizerObjective(adversarial=0.0, distillation=0.0), data, held_out, settings)
     with torch.no_grad():
         wanted = judge.review(tokenizer, out, 0)["psnr"] - WITHIN
-    plain = plain_autoencoder(sizes, data, held_out, wanted, out / "plain autoencoder", TOKENIZER)
-    score = world.scored(folder / "drawings")
+    plain = plain_autoencoder(sizes, data, held_out, wanted, out / "plain autoencoder", settings)
     for seed in range(5, 5 + seeds):
         for label, autoencoder in (("VGT-AE", tokenizer), ("plain autoencoder", plain)):
-            place = out / f"{label} {seed}"
-            converge(label, autoencoder, sizes, base, later["data"], world, score, place, seed)
+            converge(label, autoencoder, sizes, base, data.size, world, out / f"{label} {seed}", seed)
 
 
 def main() -> None:
@@ -196,10 +179,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the folder of `train tiny` or `train drawings`")
     parser.add_argument("--processes", type=int, default=1, help="how many train together")
     parser.add_argument("--seeds", type=int, default=2, help="generators on each tokenizer")
+    parser.add_argument("--workers", type=int, default=0, help="how many more processes draw the pictures")
     options = parser.parse_args()
-    raise SystemExit(
-        together(options.processes, "cpu", compare, options.recipe, options.folder.absolute(), options.seeds)
-    )
+    what = options.recipe, options.folder.absolute(), options.seeds, options.workers
+    raise SystemExit(together(options.processes, DEVICE, compare, *what))
 
 
 if __name__ == "__main__":
