@@ -50,6 +50,11 @@ class VGTLoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model) -> bool:
+        """Take every name: a model of an earlier version has a successor, and of others loading says what to do."""
+        return True
+
+    @classmethod
     def execute(cls, model, dtype="auto", compile=False) -> io.NodeOutput:
         vgt_model, vae = load_model(model, dtype)
         vgt_model.compile = compile

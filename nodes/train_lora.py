@@ -43,7 +43,7 @@ class VGTTrainLoRA(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.000001,
-                    tooltip="0.002 for VGT-Tiny; for the published models begin at 0.0003.",
+                    tooltip="0.002 for VGT-Drawings; for the published models begin at 0.0003.",
                 ),
                 io.Int.Input(
                     "rank",

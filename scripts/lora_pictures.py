@@ -3,8 +3,8 @@ pictures/keep.txt, prompts of what a model must not forget meanwhile.
 
     python3 scripts/lora_pictures.py
 
-24 pictures each of what VGT-Tiny has never seen, with captions; vgt/scenes/lessons.py says what they show and how a
-model that has learnt it is judged.
+24 pictures each of what the bundled model has never seen, with captions; vgt/scenes/lessons.py says what they show and
+how a model that has learnt it is judged.
 """
 
 import shutil
@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE = 112
-"""Pixels of a side: what VGT-Tiny draws."""
+SIZE = 224
+"""Pixels of a side: what the bundled model draws."""
 KEPT = 240
 
 

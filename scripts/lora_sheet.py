@@ -1,4 +1,4 @@
-"""Draw docs/lora.png: the same prompts by VGT-Tiny and with LoRAs, a row each.
+"""Draw docs/lora.png: the same prompts by the bundled model and with LoRAs, a row each.
 
 python3 scripts/lora_sheet.py OUT.png LORA …
 """
@@ -26,9 +26,9 @@ def main(out: str, *loras: str) -> None:
 
     import vgt
 
-    model = vgt.load(ROOT / "models" / "vgt-tiny.safetensors")
+    model = vgt.load(ROOT / "models" / "vgt-drawings.safetensors")
     rows = [model, *(model.with_lora(path) for path in loras)]
-    pixels = [one.decode(one.generate(list(PROMPTS), height=112, width=112, seed=3)) for one in rows]
+    pixels = [one.decode(one.generate(list(PROMPTS), seed=3)) for one in rows]
     save_image(((torch.cat(pixels) + 1) / 2).clamp(0, 1), out, nrow=len(PROMPTS), padding=4, pad_value=1)
 
 

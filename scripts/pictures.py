@@ -1,7 +1,8 @@
 """Draw every picture that the pack shows, in a real ComfyUI with the bundled model: the thumbnails of workflows/, the
 pictures of the help pages (web/docs/NODE/picture.jpg) and with them those of the README.
 
-Run it after VGT-Tiny or a workflow has changed: `.venv/bin/python scripts/pictures.py [--only thumbnails|help|graph]`.
+Run it after the bundled model or a workflow has changed:
+`.venv/bin/python scripts/pictures.py [--only thumbnails|help|graph]`.
 COMFYUI_PATH names the ComfyUI, as for scripts/dev.py. The pictures of graphs are screenshots, for which Playwright and
 Chromium are needed; `python3 scripts/dev.py test --browser` installs both.
 """
@@ -27,10 +28,10 @@ HELP = ROOT / "web" / "docs"
 SIDE, GAP, BACKGROUND = 224, 8, (38, 38, 38)
 SEED = 7
 PROMPTS = [
-    "a red circle above a blue square on a white background",
-    "a green triangle to the left of a yellow circle on a mint background",
-    "three pink stars on a navy background",
-    "a purple square below an orange heart on a white background",
+    "a fox on a mint background",
+    "a red apple to the left of a rocket",
+    "three strawberries on a navy background",
+    "a penguin",
 ]
 STEPS = [2, 5, 10, 30]
 

@@ -37,6 +37,9 @@ DTYPES = {
 
 _BUNDLED = Path(__file__).parents[2] / "models"
 
+_SUCCESSORS = {"vgt-tiny.safetensors": "vgt-drawings.safetensors"}
+"""Models that came with earlier versions, and what takes their place in workflows of that time."""
+
 
 @dataclass
 class VGTModel:
@@ -108,10 +111,7 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
-    name = name.replace("\\", "/")  # as Windows writes it into a workflow
-    path = _download(name) if name in hub.PUBLISHED else folder_paths.get_full_path(FOLDER, name)
-    if path is None:
-        raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
+    name, path = _find_model(name.replace("\\", "/"))  # as Windows writes it into a workflow
     checkpoint = read_checkpoint(path, _host_tokenizer, _model_path)
     device = memory.get_torch_device()
     compute = DTYPES[dtype]
@@ -135,6 +135,19 @@ def load_model(name: str, dtype: str) -> tuple[VGTModel, VGTVAE]:
         generator = build_generator(checkpoint, dtype=compute, operations=operations, head_operations=Operations)
         patcher = generator_patcher(generator)
     return VGTModel(name, patcher, tokenizer, vae, checkpoint.recommended, checkpoint.latent_rgb), vae
+
+
+def _find_model(name: str) -> tuple[str, Path | str]:
+    """The name of a model, or of its successor, and its file; a published one is downloaded.
+
+    Raises FileNotFoundError for a file that is not there.
+    """
+    if name in hub.PUBLISHED:
+        return name, _download(name)
+    for wanted in (name, _SUCCESSORS.get(name)):
+        if wanted and (path := folder_paths.get_full_path(FOLDER, wanted)):
+            return wanted, path
+    raise FileNotFoundError(f"There is no model {name} in models/{FOLDER}; put it there or choose another.")
 
 
 def _vae_patcher(name: str, dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

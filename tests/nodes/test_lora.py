@@ -28,7 +28,7 @@ from vgt.training import lora_command
 from vgt.training.command import read_config, read_table
 from vgt.training.lora import LoraSettings
 
-DRAWN = {"prompt": "a red crescent", "width": 112, "height": 112}
+DRAWN = {"prompt": "a red crescent", "width": 224, "height": 224}
 SETTINGS = {
     "steps": 4, "batch_size": 2, "accumulation": 1, "learning_rate": 0.002, "rank": 4, "alpha": 4.0,
     "train": "everything", "seed": 3, "existing_lora": "[None]", "keep": "a red circle\ntwo blue squares",
@@ -88,7 +88,7 @@ def lora(host, model):
 
 
 def python_latent(model, **changes):
-    settings = {"height": 112, "width": 112, "seed": 1, "cfg": 3.0, "cfg_end": 1.0, "flow": FlowSettings(steps=2)}
+    settings = {"height": 224, "width": 224, "seed": 1, "cfg": 3.0, "cfg_end": 1.0, "flow": FlowSettings(steps=2)}
     return model.generate([DRAWN["prompt"]], **settings | changes)
 
 
@@ -188,7 +188,7 @@ def test_defaults_are_those_of_the_command_line(host):
     """The node, the configurations, the template: what docs/lora.md measured holds for all of them."""
     inputs = host.get("/object_info/VGTTrainLoRA")["VGTTrainLoRA"]["input"]
     node_defaults = {name: about[1].get("default") for kind in inputs.values() for name, about in kind.items()}
-    config = read_config(ROOT / "vgt" / "training" / "configs" / "tiny-lora-crescent.toml")
+    config = read_config(ROOT / "vgt" / "training" / "configs" / "drawings-lora-crescent.toml")
     lora, training = read_table(config, "lora", LoraSettings), config["training"]
     (template,) = (
         one["inputs"]
@@ -215,7 +215,7 @@ def test_cli_and_node_give_the_same_tensors(host, tmp_path):
     config = {
         "model": str(PATH),
         "keep": SETTINGS["keep"].splitlines(),
-        "data": {"kind": "folder", "path": str(ROOT / "pictures" / "crescent"), "size": 112},
+        "data": {"kind": "folder", "path": str(ROOT / "pictures" / "crescent"), "size": 224},
         "lora": {"rank": 4, "alpha": 4.0, "parts": list(PARTS)},
         "training": {
             "steps": 4, "batch_size": 2, "learning_rate": 0.002, "warmup": 4, "weight_decay": 0.0, "seed": 7,
@@ -258,7 +258,7 @@ def test_pictures_without_captions_and_of_many_sizes(host):
     bare = host.base / "input" / "bare"
     shutil.copytree(ROOT / "pictures" / "crescent", bare, dirs_exist_ok=True)
     with Image.open(bare / "00.png") as picture:
-        picture.resize((300, 150)).save(bare / "00.png")
+        picture.resize((600, 300)).save(bare / "00.png")
         picture.resize((90, 90)).save(bare / "01.png")
     host.run(saved(trained("bare", batch_size=4, steps=2), "sizes"))
     assert "of 24 pictures 1 were made smaller" in host.log()
@@ -329,7 +329,7 @@ for batch, checkpointing in ((64, True), (1, False), (1, True)):
     settings = {**SETTINGS, "batch_size": batch, "gradient_checkpointing": checkpointing, "keep": "", "rank": 256}
     settings.pop("existing_lora")
     try:
-        training.train_lora(model, vae, [torch.rand(1, 112, 112, 3)], ["a red circle"], None, "", **settings)
+        training.train_lora(model, vae, [torch.rand(1, 224, 224, 3)], ["a red circle"], None, "", **settings)
     except RuntimeError as error:
         said.append(str(error))
 print(json.dumps(said))

@@ -7,7 +7,8 @@ import torch
 
 import interrupted
 import miniatures
-from vgt.training import recipes
+from vgt.__main__ import main
+from vgt.training import processes, recipes
 from vgt.training.command import STAGES, read_config
 from vgt.training.recipes import CONFIGS, RECIPES, run_all
 from vgt.training.settings import TrainingError
@@ -51,6 +52,18 @@ def test_two_processes_train_one_stage_after_the_other_and_stop_at_ctrl_c(recipe
     with pytest.raises(TrainingError, match="mini-captioner ended with status 1; run the same command"):
         run_all("mini", out, 1)
     assert "processes was 2, is 1" in capfd.readouterr().err
+
+
+def test_workers_draw_the_pictures_of_every_stage_that_names_none(recipe, monkeypatch):
+    given = []
+    monkeypatch.setattr(processes, "together", lambda count, device, work, part, config, *_: given.append(config) or 0)
+    run_all("mini", recipe / "out", 1, workers=3)
+    assert [config["training"]["workers"] for config in given] == [3, 3]
+
+
+def test_fewer_than_no_workers_are_refused(tmp_path, capsys):
+    assert main(["train", "drawings", str(tmp_path), "--workers", "-1"]) == 1
+    assert "--workers is -1; it must be 0 or more." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "drawings"])

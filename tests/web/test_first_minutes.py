@@ -100,7 +100,7 @@ def test_the_prompt_keeps_its_height_beside_a_preview(interface, renderer):
                 const flow = LiteGraph.createNode('VGTFlowHeadSettings')
                 flow.pos = [0, 700]
                 app.graph.add(flow)
-                flow.widgets.find(w => w.name === 'steps').value = 400
+                flow.widgets.find(w => w.name === 'steps').value = 60
                 const sampler = app.graph._nodes.find(n => n.type === 'VGTARSampler')
                 flow.connect(0, sampler, sampler.inputs.findIndex(i => i.name === 'flow_head'))
             }"""

@@ -99,9 +99,9 @@ def test_the_fastest_way_changes_the_picture_and_the_slowest_is_plain_text_to_im
     assert not same(one, sixteen)
 
 
-def test_inpaint_keeps_the_lower_half_and_outpaint_the_old_picture(ready):
+def test_inpaint_keeps_the_left_half_and_outpaint_the_old_picture(ready):
     """Seen in the latents, where keeping is exact: the pictures of all cells depend a little on each other."""
-    for name, kept in (("VGT-3-inpaint", np.s_[:, :, 2:, :]), ("VGT-4-outpaint", np.s_[:, :, :, 1:3])):
+    for name, kept in (("VGT-3-inpaint", np.s_[:, :, :, :4]), ("VGT-4-outpaint", np.s_[:, :, :, 2:6])):
         graph = workflows.to_api(ready, name)
         repaint = next(node for node in graph.values() if "latent" in node["inputs"])
         ends = [repaint["inputs"]["latent"], next([key, 0] for key, node in graph.items() if node is repaint)]
@@ -110,7 +110,7 @@ def test_inpaint_keeps_the_lower_half_and_outpaint_the_old_picture(ready):
             graph[f"{1000 + index}"] = {"class_type": "SaveLatent", "inputs": inputs}
         outputs = ready.run(graph)
         before, after = (saved_latent(ready, outputs[key]) for key in ("1000", "1001"))
-        assert before.shape == after.shape == (1, 32, 4, 4)
+        assert before.shape == after.shape == (1, 32, 8, 8)
         changed = (before != after).any(1, keepdim=True)
         assert not changed[kept].any()
         assert changed.sum() == changed.numel() - changed[kept].numel()
@@ -153,7 +153,7 @@ def test_no_node_is_deprecated(ready, name):
 def test_latent_tools_saves_both_latents(ready):
     outputs = ready.run(workflows.to_api(ready, "VGT-7-latent-tools"))
     (node,) = (node for node in outputs.values() if "latents" in node)
-    assert saved_latent(ready, node).shape == (1, 32, 4, 8)
+    assert saved_latent(ready, node).shape == (1, 32, 8, 16)
 
 
 def test_a_saved_picture_carries_the_workflow(ready):

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_result(scenes)
     scenes.set_defaults(score=_scenes)
 
-    lesson = commands.add_parser("lesson", help="what a LoRA has taught VGT-Tiny (docs/lora.md), judged by rules")
+    lesson = commands.add_parser("lesson", help="what a LoRA has taught a model (docs/lora.md), judged by rules")
     _add_model(lesson)
     lesson.add_argument("lesson", choices=LESSONS, help="what it was taught")
     _add_drawing(lesson)

@@ -1,4 +1,4 @@
-"""Scores what a LoRA has taught VGT-Tiny: combinations that no picture showed, judged by rules."""
+"""Scores what a LoRA has taught the bundled model: combinations that no picture showed, judged by rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What VGT-Tiny has never seen, for LoRAs: a new shape, and a style, each as a few pictures and a rule that judges.
+"""What the bundled model has never seen, for LoRAs: a new shape and a style, each some pictures and a rule that judges.
 
 The pictures show some colours on some backgrounds; the prompts of the score ask for the other combinations.
 """
@@ -32,7 +32,7 @@ LESSONS = ("crescent", "outlines")
 """A shape, and a style: drawn shapes are outlines, though the captions do not say so."""
 
 OUTLINED = ("circle", "square", "triangle", "heart")
-"""What the style is shown on: of the others' outlines VGT-Tiny's tokenizer, 28 pixels a token, keeps too little."""
+"""What the style is shown on: of the others' outlines a small tokenizer, 28 pixels a token, keeps too little."""
 HOLLOW = 0.2
 """Share of a shape's area that shows the background, at least, where the shape is an outline."""
 
