@@ -218,17 +218,11 @@ def _together(count: int, relation: str | None, rng) -> list[tuple[float, float,
     def about(value):
         return value + rng.uniform(-0.012, 0.012)
 
+    places = world.settled_places(count, relation, 0.245, 0.26)
     if count == 2:
-        dx, dy = RELATIONS[relation or "left of"]
-        return [
-            (TOGETHER * rng.uniform(0.96, 1), about(0.5 + s * 0.245 * dx), about(0.5 + s * 0.245 * dy)) for s in (1, -1)
-        ]
-    near, far = 0.26, 0.74
-    centres = (
-        [(0.5, near), (near, far), (far, far)] if count == 3 else [(near, near), (far, near), (near, far), (far, far)]
-    )
+        return [(TOGETHER * rng.uniform(0.96, 1), about(x), about(y)) for x, y in places]
     size = 0.38 * rng.uniform(0.96, 1)
-    return [(size, about(x), about(y)) for x, y in centres]
+    return [(size, about(x), about(y)) for x, y in places]
 
 
 def render(drawings: Drawings, scene: DrawnScene, size: int) -> np.ndarray:

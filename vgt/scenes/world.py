@@ -227,23 +227,32 @@ def _layout(count: int, relation: str | None, rng: random.Random) -> list[tuple[
     return [(size * rng.uniform(0.94, 1), about(x, 0.03), about(y, 0.03)) for x, y in centres]
 
 
-def _settled(count: int, relation: str | None, rng: random.Random) -> list[tuple[float, float, float]]:
-    """(size, x, y) of each of 1 to 4 objects, in about the same places each time; of two the first lies on the left."""
-    near, far = 0.27, 0.73
+def settled_places(count: int, relation: str | None, apart: float, edge: float) -> list[tuple[float, float]]:
+    """(x, y) of each of 1 to 4 things, the same each time; of two the first lies on the left, unless told.
+
+    apart: half the distance of two. edge: how far three and four are from the picture's edges.
+    """
+    near, far = edge, 1 - edge
     if count == 1:
-        size, centres = 0.56, [(0.5, 0.5)]
-    elif count == 2:
+        return [(0.5, 0.5)]
+    if count == 2:
         dx, dy = RELATIONS[relation or "left of"]
-        size, centres = 0.36, [(0.5 + side * 0.23 * dx, 0.5 + side * 0.23 * dy) for side in (1, -1)]
-    else:
-        size, centres = 0.36, [(near, near), (far, near), (near, far), (far, far)]
-        if count == 3:
-            centres = [(0.5, near), (near, far), (far, far)]
+        return [(0.5 + side * apart * dx, 0.5 + side * apart * dy) for side in (1, -1)]
+    if count == 3:
+        return [(0.5, near), (near, far), (far, far)]
+    return [(near, near), (far, near), (near, far), (far, far)]
+
+
+def _settled(count: int, relation: str | None, rng: random.Random) -> list[tuple[float, float, float]]:
+    """(size, x, y) of each of 1 to 4 objects, in about the same places each time."""
+    size = 0.56 if count == 1 else 0.36
 
     def about(value):
         return value + rng.uniform(-0.01, 0.01)
 
-    return [(size * rng.uniform(0.97, 1.03), about(x), about(y)) for x, y in centres]
+    return [
+        (size * rng.uniform(0.97, 1.03), about(x), about(y)) for x, y in settled_places(count, relation, 0.23, 0.27)
+    ]
 
 
 @cache
