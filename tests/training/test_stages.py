@@ -106,20 +106,20 @@ def test_muon_trains_maps_between_hidden_states_and_adamw_the_rest():
 
 
 def test_generators_are_scored_as_they_learn_on_a_plain_autoencoder_as_good(base, tokenizer, tmp_path, monkeypatch):
-    """The whole comparison in miniature, in the folder of a recipe of that name."""
-    (tmp_path / "mini-autoencoder-2.toml").write_text("\n".join(toml(autoencoder(base))))
-    for name, folder in (("mini-captioner", base), ("mini-autoencoder-3", tokenizer)):
+    """The whole comparison in miniature, in the folder of a recipe."""
+    data = {**SCENES, "kind": "drawings", "folder": str(drawings_folder(tmp_path / "drawings"))}
+    (tmp_path / "drawings-autoencoder-2.toml").write_text("\n".join(toml({**autoencoder(base), "data": data})))
+    for name, folder in (("drawings-captioner", base), ("drawings-autoencoder-2", tokenizer)):
         (tmp_path / name).symlink_to(folder, target_is_directory=True)
     small = Settings(2, 4, 1e-3, sheet_every=1)
-    world = convergence.World(8, 6, small)
-    tokenizers = {**vars(small), "device": "cpu"}
-    for name, value in (("CONFIGS", tmp_path), ("LAYERS", 1), ("TOKENIZER", tokenizers), ("WITHIN", -90.0)):
+    smaller = {"CONFIGS": tmp_path, "LAYERS": 1, "PICTURES": 8, "PROMPTS": 6}
+    smaller |= {"GENERATOR": small, "TOKENIZER": {**vars(small), "device": "cpu"}}
+    for name, value in {**smaller, "WITHIN": -90.0}.items():
         monkeypatch.setattr(convergence, name, value)
-    monkeypatch.setitem(convergence.WORLDS, "mini", world)
     with pytest.raises(ValueError, match=r"rebuilds with .* dB after 2 steps, not "):
-        convergence.compare("mini", tmp_path, 2)
+        convergence.compare(tmp_path, 2)
     monkeypatch.setattr(convergence, "WITHIN", 90.0)
-    convergence.compare("mini", tmp_path, 2)
+    convergence.compare(tmp_path, 2)
     read = results.read(sorted((tmp_path / "convergence").glob("*[0-9]")))
     curves = results.lines(read, "training_step")
     labels = [f"{kind}, seed {seed}" for kind in ("VGT-AE", "plain autoencoder") for seed in (5, 6)]
