@@ -25,8 +25,8 @@ class VGTTrainLoRA(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of VGT Loader."),
                 io.Image.Input("images", tooltip="The pictures, of any sizes."),
                 io.String.Input("texts", force_input=True, tooltip="Their captions, in the same order."),
-                io.Int.Input("steps", optional=True, default=200, min=1, max=1_000_000, tooltip="Steps to train."),
-                io.Int.Input("batch_size", optional=True, default=8, min=1, max=256, tooltip="Pictures a step."),
+                io.Int.Input("steps", optional=True, default=100, min=1, max=1_000_000, tooltip="Steps to train."),
+                io.Int.Input("batch_size", optional=True, default=4, min=1, max=256, tooltip="Pictures a step."),
                 io.Int.Input(
                     "accumulation",
                     optional=True,

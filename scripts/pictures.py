@@ -66,7 +66,7 @@ def draw_picture(host, graph, steps=None, **inputs):
     if steps:
         graph["flow"] = {"class_type": "VGTFlowHeadSettings", "inputs": {"steps": steps}}
         sampler["inputs"]["flow_head"] = ["flow", 0]
-    (picture,) = thumbnails.pictures_of(host, host.run(graph, timeout=3600))
+    (picture,) = thumbnails.pictures_of(host, graph, host.run(graph, timeout=3600))
     return picture
 
 
@@ -82,7 +82,7 @@ def draw_help(host):
     )
     # a drawing there and back: on the left what VGT Encode gets, on the right what VGT Decode gives
     graph = read_api_graph(host, "VGT-6-reconstruct")
-    (there_and_back,) = thumbnails.pictures_of(host, host.run(graph, timeout=3600))
+    (there_and_back,) = thumbnails.pictures_of(host, graph, host.run(graph, timeout=3600))
     for node in ("VGTEncode", "VGTDecode"):
         save(side_by_side([there_and_back]), HELP / node / "picture.jpg")
 

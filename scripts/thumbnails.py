@@ -42,9 +42,10 @@ def thumbnail(pictures):
     return sheet
 
 
-def pictures_of(host, outputs):
-    """Return all pictures that a run has shown, previews too, in the order of the nodes."""
-    images = [image for node in sorted(outputs, key=int) for image in outputs[node].get("images", [])]
+def pictures_of(host, graph, outputs):
+    """Return all pictures that a run has shown, previews too, in the order of the nodes; curves are none."""
+    nodes = [node for node in sorted(outputs, key=int) if graph[node]["class_type"] != "LossGraphNode"]
+    images = [image for node in nodes for image in outputs[node].get("images", [])]
     return [Image.open(io.BytesIO(host.view(**image))).convert("RGB") for image in images]
 
 
@@ -58,7 +59,7 @@ def draw(host, names):
     for name in names:
         workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
         graph = workflow_api.to_api(workflow, host.object_info())
-        pictures = pictures_of(host, host.run(graph, timeout=3600))
+        pictures = pictures_of(host, graph, host.run(graph, timeout=3600))
         thumbnail(pictures).save(WORKFLOWS / f"{name}.jpg", quality=88, optimize=True)
         print(f"{name}.jpg", flush=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from . import drawings
 from .captions import caption
 from .world import (
     BACKGROUNDS,
@@ -88,10 +89,17 @@ def prompts(lesson: str, count: int) -> list[tuple[Request, str]]:
     return [(scene.request, caption(scene, rng)) for scene in asked]
 
 
-def kept(count: int) -> list[str]:
-    """Prompts of what a model knew, to keep: a third each colour on each background in turn, as a lesson's pictures
-    show one; two fifths two things; the rest one thing or several of a kind. Held-out combinations are not among them.
+def kept(count: int, known: drawings.Drawings) -> list[str]:
+    """Prompts of what VGT-Drawings knew, to keep: `count` of shapes and as many of drawings.
+
+    Of shapes a third are each colour on each background in turn, as a lesson's pictures show one; two fifths two
+    things; the rest one thing or several of a kind. Held-out combinations are not among them.
     """
+    things = [drawings.sample(known, random.Random(f"keep {index}"))[2] for index in range(count)]
+    return _kept_shapes(count) + things
+
+
+def _kept_shapes(count: int) -> list[str]:
     rng = random.Random("keep pairs")
     some = [pair for _, pair in zip(range(count // 3), cycle(product(BACKGROUNDS, COLOURS)))]
     texts = []
